@@ -1,0 +1,37 @@
+# Each target sets itself up: a virtual environment in .venv with the pins of requirements.txt.
+# PYTHON chooses the interpreter (3.11 or later). Pip's own settings apply; on Linux, with
+# PIP_EXTRA_INDEX_URL set to PyTorch's CPU index, torch comes without its CUDA packages.
+PYTHON ?= python3
+BIN := .venv/bin
+SETUP := .venv/ready
+
+.PHONY: book serve notebooks lab test lint clean
+
+book: $(SETUP)  ## the site, in _build/html
+	@$(BIN)/python tools/book.py
+
+serve: $(SETUP)  ## the site on loopback, rebuilt on each change
+	@$(BIN)/python tools/book.py serve
+
+notebooks: $(SETUP)  ## the pages as .ipynb, in notebooks/
+	@$(BIN)/python tools/book.py notebooks
+
+lab: notebooks  ## the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir notebooks
+
+test: book notebooks lint  ## everything that must hold before a change is merged
+	$(BIN)/python -m pytest tests notebooks
+
+lint: $(SETUP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:  ## all that was built; the environment stays
+	rm -rf _build notebooks .pytest_cache .ruff_cache
+
+# The stamp is written last: an interrupted installation starts again.
+$(SETUP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; choose one with PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
+	@touch $@

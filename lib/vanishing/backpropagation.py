@@ -1,0 +1,316 @@
+"""Layers with `backward` under `forward`, losses with their gradients, and a gradient check.
+
+Conventions, for every layer:
+
+* Inputs are rows: x has shape (..., batch, n). Leading axes are an ensemble of networks.
+* `parameters` is a dict of plain arrays and `gradients` a dict with the same keys, so a training
+  loop is the same for one layer and for a network, and updates in place:
+
+      for key, p in net.parameters.items():
+          p -= 0.1 * net.gradients[key]
+
+* The only state is `x`, the input of the last `forward`, which `backward` and `jacobian` use.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import activations
+from ._validate import floating, lookup, positive_integer
+from .initialization import initialize
+
+__all__ = [
+    "Activate", "Dense", "GradCheck", "Sequential", "cross_entropy", "d_cross_entropy",
+    "d_mean_squared_error", "gradcheck", "mean_squared_error", "mlp",
+]  # fmt: skip
+
+
+class Dense:
+    """y = x W + b.
+
+    Args:
+        W: weights, shape (..., n_in, n_out).
+        b: biases, shape (..., n_out); zeros if not given.
+    """
+
+    def __init__(self, W, b=None):
+        W = floating(W, "W")
+        b = np.zeros_like(W[..., 0, :]) if b is None else floating(b, "b")
+        if W.ndim < 2 or b.shape[-1:] != W.shape[-1:]:
+            raise ValueError(f"b: got shape {b.shape}, expected (..., n_out) for W of shape {W.shape}")
+        self.parameters = {"W": W, "b": b}
+        self.gradients = {}
+
+    def forward(self, x):
+        """y = x W + b: (..., batch, n_in) -> (..., batch, n_out)."""
+        W, b = self.parameters["W"], self.parameters["b"]
+        if np.ndim(x) < 2 or np.shape(x)[-1] != W.shape[-2]:
+            raise ValueError(f"x: got shape {np.shape(x)}, expected (..., batch, {W.shape[-2]})")
+        self.x = x
+        return x @ W + b[..., None, :]
+
+    def backward(self, dy, *, weights=True):
+        """dL/dx = dy W^T, and the gradients dL/dW = x^T dy, dL/db = sum of dy over the batch.
+
+        Args:
+            dy: dL/dy, shape (..., batch, n_out).
+            weights: False leaves `gradients` alone and saves a matrix product.
+
+        Returns:
+            dL/dx, shape (..., batch, n_in); if an ensemble shares x, one gradient for each member.
+        """
+        W, b = self.parameters["W"], self.parameters["b"]
+        if weights:
+            self.gradients["W"] = _sum_to(np.swapaxes(self.x, -1, -2) @ dy, W.shape)
+            self.gradients["b"] = _sum_to(dy.sum(axis=-2), b.shape)
+        return dy @ np.swapaxes(W, -1, -2)
+
+    def jacobian(self, before=None):
+        """dy/dx = W as (..., 1, n_in, n_out), the same for the whole batch.
+
+        Every layer's `jacobian` has rows for inputs, so that dL/dx = J dL/dy and the Jacobian of
+        a network is the product from input to output. With `before`, (..., batch, k, n_in), it
+        returns the product `before @ J`, the cheapest way it can.
+        """
+        W = self.parameters["W"][..., None, :, :]
+        return W if before is None else before @ W
+
+
+class Activate:
+    """y = f(x), entry by entry.
+
+    Args:
+        activation: a name in `ACTIVATIONS` or an `Activation`.
+    """
+
+    def __init__(self, activation):
+        self.activation = activations.activation(activation)
+        self.parameters, self.gradients = {}, {}
+
+    def forward(self, x):
+        """y = f(x): (..., batch, n) -> the same shape."""
+        self.x = x
+        return self.activation.f(x)
+
+    def backward(self, dy, *, weights=True):
+        """dL/dx = dy * f'(x), same shape."""
+        return dy * self.activation.df(self.x)
+
+    def jacobian(self, before=None):
+        """dy/dx = diag f'(x), shape (..., batch, n, n); see `Dense.jacobian`."""
+        slope = self.activation.df(self.x)[..., None, :]
+        return (np.eye(slope.shape[-1], dtype=slope.dtype) if before is None else before) * slope
+
+
+class Sequential:
+    """y = layers[-1](... layers[0](x)). It is itself a layer, so it nests.
+
+    Its `parameters` carry the position in their keys: "0.W", or "0.0.W" when nested.
+    """
+
+    def __init__(self, layers):
+        self.layers = list(layers)
+
+    def forward(self, x):
+        """(..., batch, n_in) -> (..., batch, n_out)."""
+        for layer in self.layers:
+            x = layer.forward(x)
+        return x
+
+    def backward(self, dy, *, weights=True):
+        """The chain rule: each layer turns dL/dy into dL/dx, last layer first."""
+        for layer in reversed(self.layers):
+            dy = layer.backward(dy, weights=weights)
+        return dy
+
+    def jacobian(self, before=None):
+        """The product of the layers' Jacobians, (..., batch, n_in, n_out); see `Dense.jacobian`."""
+        for layer in self.layers:
+            before = layer.jacobian(before)
+        return before
+
+    @property
+    def parameters(self):
+        return {f"{i}.{k}": p for i, layer in enumerate(self.layers) for k, p in layer.parameters.items()}
+
+    @property
+    def gradients(self):
+        return {f"{i}.{k}": g for i, layer in enumerate(self.layers) for k, g in layer.gradients.items()}
+
+
+def _sum_to(gradient, shape):
+    """Sum over the leading axes along which a parameter of `shape` was broadcast."""
+    gradient = gradient.sum(axis=tuple(range(gradient.ndim - len(shape))))
+    shared = tuple(i for i, n in enumerate(shape) if n == 1 and gradient.shape[i] > 1)
+    return gradient.sum(axis=shared, keepdims=True)
+
+
+def mlp(widths, *, activation, init, rng, gain=1.0, output_activation=None, dtype=float, size=()):
+    """A multilayer perceptron: x -> f(x W + b) in each hidden block, x W + b in the last.
+
+    Args:
+        widths: number of inputs, of units in each hidden block, and of outputs.
+        activation: f, a name or an `Activation`.
+        init: scheme of `initialize` for the weights; biases are 0.
+        rng: numpy Generator.
+        gain: as in `initialize`: a number, or an array that broadcasts to `size`.
+        output_activation: activation of the last block; None gives logits.
+        dtype: floating dtype of the parameters.
+        size: leading axes of every parameter: an ensemble of independent networks.
+
+    Returns:
+        Sequential. `net.layers` are the blocks, one for each weight matrix:
+        `len(net.layers) == len(widths) - 1` is the depth.
+    """
+    widths = [positive_integer(n, "widths") for n in widths]
+    if len(widths) < 2:
+        raise ValueError(f"widths: got {widths}, expected at least the inputs and the outputs")
+    denses = [
+        Dense(initialize(init, n_in, n_out, rng=rng, size=size, gain=gain, dtype=dtype))
+        for n_in, n_out in zip(widths[:-1], widths[1:], strict=True)
+    ]
+    hidden = [Sequential([dense, Activate(activation)]) for dense in denses[:-1]]
+    last = denses[-1] if output_activation is None else Sequential([denses[-1], Activate(output_activation)])
+    return Sequential([*hidden, last])
+
+
+def cross_entropy(logits, labels):
+    """L = -mean over the batch of ln p[label], with p = softmax(logits).
+
+    Args:
+        logits: shape (..., batch, classes).
+        labels: integers in 0 ... classes - 1, shape (batch,) or (..., batch).
+
+    Returns:
+        Loss of each network, shape (...).
+    """
+    log_p, target = _log_softmax(logits, labels)
+    return -(log_p * target).sum(axis=-1).mean(axis=-1)
+
+
+def d_cross_entropy(logits, labels):
+    """dL/dlogits = (p - onehot(label)) / batch, the shape of the logits."""
+    log_p, target = _log_softmax(logits, labels)
+    return (np.exp(log_p) - target) / log_p.shape[-2]
+
+
+def _log_softmax(logits, labels):
+    """Return ln softmax(logits) and the one-hot labels, both (..., batch, classes)."""
+    logits, labels = floating(logits, "logits"), np.asarray(labels)
+    classes = logits.shape[-1]
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(f"labels: got an array of {labels.dtype}, expected integers")
+    if logits.ndim < 2 or labels.shape[-1:] != logits.shape[-2:-1]:
+        raise ValueError(f"labels: got shape {labels.shape}, expected (..., batch) for logits of shape {logits.shape}")
+    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"labels: got {labels.min()} ... {labels.max()}, expected 0 ... {classes - 1}")
+    shifted = logits - logits.real.max(axis=-1, keepdims=True)  # the largest exponent is then 0
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return log_p, (labels[..., None] == np.arange(classes)).astype(logits.real.dtype)
+
+
+def mean_squared_error(y, target):
+    """L = mean of (y - target)^2 over batch and units: (..., batch, n) -> (...)."""
+    return ((floating(y, "y") - target) ** 2).mean(axis=(-2, -1))
+
+
+def d_mean_squared_error(y, target):
+    """dL/dy = 2 (y - target) / (batch n), the shape of y."""
+    y = floating(y, "y")
+    return 2 * (y - target) / (y.shape[-2] * y.shape[-1])
+
+
+@dataclass(frozen=True, repr=False)
+class GradCheck:
+    """Analytic and numeric gradient side by side; printing it shows the worst entries first."""
+
+    analytic: np.ndarray
+    numeric: np.ndarray
+    error: np.ndarray
+    rtol: float
+    method: str
+
+    @property
+    def max_error(self):
+        return float(self.error.max(initial=0.0))
+
+    @property
+    def ok(self):
+        return self.max_error <= self.rtol
+
+    def __repr__(self, rows=5):
+        verdict = "ok" if self.ok else "WRONG"
+        lines = [
+            f"gradcheck {verdict}: {self.error.size} entries, method {self.method}, "
+            f"worst relative error {self.max_error:.1e}, tolerance {self.rtol:.1e}",
+            f"{'entry':>12} {'analytic':>16} {'numeric':>16} {'error':>9}",
+        ]
+        for i in np.argsort(-self.error, axis=None, kind="stable")[:rows]:
+            entry = str(tuple(int(k) for k in np.unravel_index(i, self.error.shape)))
+            lines.append(
+                f"{entry:>12} {self.analytic.flat[i]:>16.8e} {self.numeric.flat[i]:>16.8e} {self.error.flat[i]:>9.1e}"
+            )
+        return "\n".join(lines)
+
+
+def gradcheck(f, gradient, x, *, method="central", step=None, rtol=1e-6):
+    """Compare a gradient with differences of f, entry by entry, in float64.
+
+    central: (f(x + h) - f(x - h)) / 2h, error O(h^2); h = eps^(1/3) max(1, |x|) balances it
+        against the rounding error eps |f| / h.
+    complex: Im f(x + ih) / h, error O(h^2) and no subtraction, so h = 1e-20 is exact to
+        rounding. f must be analytic and accept complex arrays. Source: Squire & Trapp (1998).
+
+    The error of an entry is |analytic - numeric| / max(|analytic|, |numeric|); differences
+    that the rounding of f explains are not counted.
+
+    Args:
+        f: array of the shape of x -> number.
+        gradient: df/dx as an array of the shape of x, or a function x -> such an array.
+        x: where to compare, any shape.
+        method: "central" or "complex".
+        step: h; the default depends on the method.
+        rtol: largest relative error that counts as equal.
+
+    Returns:
+        GradCheck, with `.ok`, `.max_error`, and a table as its text.
+
+    Raises:
+        ValueError: unknown method, or a gradient of another shape than x.
+        TypeError: f is not scalar, or drops the imaginary part in method "complex".
+    """
+    lookup("method", method, {"central": None, "complex": None})
+    x = np.array(x, dtype=float)
+    analytic = np.asarray(gradient(x.copy()) if callable(gradient) else gradient, dtype=float)
+    if analytic.shape != x.shape:
+        raise ValueError(f"gradient: got shape {analytic.shape}, expected {x.shape}, the shape of x")
+    eps = np.finfo(float).eps
+
+    def value(index, change):
+        moved = x.astype(type(change))  # a copy, so f may keep what it is given
+        moved[index] += change
+        y = np.asarray(f(moved))
+        if y.size != 1:
+            raise TypeError(f"f: got a result of shape {y.shape}, expected a number")
+        if method == "complex" and not np.iscomplexobj(y):
+            raise TypeError("f: got a real result for a complex argument, expected complex; use method='central'")
+        return y.item()
+
+    numeric, noise = np.zeros_like(x), np.zeros_like(x)
+    for i in np.ndindex(x.shape):
+        if method == "complex":
+            h = 1e-20 if step is None else step
+            numeric[i] = value(i, 1j * h).imag / h
+        else:
+            h = eps ** (1 / 3) * max(1.0, abs(x[i])) if step is None else step
+            up, down = value(i, h), value(i, -h)
+            numeric[i] = (up - down) / (2 * h)
+            noise[i] = 10 * eps * max(abs(up), abs(down)) / h
+    if method == "complex":
+        noise[...] = 10 * eps * np.abs(numeric).max(initial=0.0)
+
+    scale = np.maximum(np.abs(analytic), np.abs(numeric))
+    excess = np.maximum(np.abs(analytic - numeric) - noise, 0)
+    error = np.divide(excess, scale, out=np.zeros_like(x), where=excess != 0)
+    return GradCheck(analytic, numeric, np.where(np.isnan(excess), np.inf, error), rtol, method)

@@ -1,0 +1,366 @@
+"""Products of many factors: how fast they shrink or grow, carried as logarithms.
+
+A gradient at depth 1,000 may be 1e-600, which no float64 can hold. Everything here rescales as it
+goes and keeps the logarithm, so it is right where the plain product is 0, inf or noise. All
+logarithms returned are float64, whatever the dtype of the input; the log10 of 0 is -inf.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ._validate import floating, generator
+from .backpropagation import Activate, Dense, Sequential
+
+__all__ = [
+    "GradientFlow", "gaussian_growth_rate", "gradient_flow", "log10_norms", "log10_product",
+    "log10_singular_values", "lognormal_factors", "lognormal_rates", "product_grid", "relu_growth_rate",
+]  # fmt: skip
+
+
+# Products of numbers ---------------------------------------------------------------------------
+
+
+def log10_product(factors, axis=-1):
+    """log10 |f_1 f_2 ... f_k| = sum of log10 |f_i| along `axis`."""
+    with np.errstate(divide="ignore"):
+        return np.log10(np.abs(floating(factors, "factors")).astype(float)).sum(axis=axis)
+
+
+def lognormal_factors(mean, spread, size, *, rng):
+    """f = mean exp(spread xi - spread^2 / 2), xi ~ N(0, 1), so that E[f] = mean exactly.
+
+    Args:
+        mean, spread: mean > 0 and standard deviation >= 0 of ln f; they broadcast to `size`.
+        size: shape of the result.
+        rng: numpy Generator.
+
+    Returns:
+        Array of shape `size`.
+    """
+    mean, spread = _mean_and_spread(mean, spread)
+    return mean * np.exp(spread * generator(rng).standard_normal(size) - spread**2 / 2)
+
+
+def lognormal_rates(mean, spread):
+    """(log10 E[f], E[log10 f]) of one factor; the second is spread^2 / (2 ln 10) lower.
+
+    The mean of a product of k factors grows as 10^(k first), its median as 10^(k second).
+    """
+    mean, spread = _mean_and_spread(mean, spread)
+    return np.log10(mean), np.log10(mean) - spread**2 / (2 * np.log(10))
+
+
+def product_grid(spreads=tuple(k / 10 for k in range(16)), depth=100, samples=1000, *, rng):
+    """Quantiles of products of log-normal factors of mean 1, for the lesson's explorable.
+
+    A mean other than 1 only adds k log10(mean) to each of them.
+
+    Args:
+        spreads: standard deviations of ln f.
+        depth: largest number of factors k.
+        samples: number of products drawn for each spread.
+        rng: numpy Generator.
+
+    Returns:
+        For each spread a dict of "spread", "factors" (0 ... depth), and the 10 %, 50 % and 90 %
+        quantiles of log10 of the product of so many factors: "low", "median", "high".
+    """
+    # The same draws for every spread: what changes with the slider is the spread alone.
+    walk = np.cumsum(np.log(lognormal_factors(1.0, 1.0, (samples, depth), rng=rng)) + 0.5, axis=1)
+    walk = np.concatenate([np.zeros((samples, 1)), walk], axis=1) / np.log(10)
+    low, median, high = np.quantile(walk, [0.1, 0.5, 0.9], axis=0)
+    factors = np.arange(depth + 1)
+    drift = [factors * lognormal_rates(1.0, spread)[1] for spread in spreads]
+    return [
+        {"spread": s, "factors": factors.tolist()}
+        | {name: np.round(d + s * q, 4).tolist() for name, q in (("low", low), ("median", median), ("high", high))}
+        for s, d in zip(spreads, drift)
+    ]
+
+
+def _mean_and_spread(mean, spread):
+    mean, spread = floating(mean, "mean"), floating(spread, "spread")
+    if not np.all(mean > 0):
+        raise ValueError(f"mean: got {mean}, expected numbers above 0")
+    if not np.all(spread >= 0):
+        raise ValueError(f"spread: got {spread}, expected numbers of at least 0")
+    return mean, spread
+
+
+# Growth rates of random matrices ---------------------------------------------------------------
+
+
+def gaussian_growth_rate(n, std=1.0):
+    """E ln |v W| for a unit vector v and W of n x n entries N(0, std^2): the top Lyapunov exponent.
+
+        (ln 2 + psi(n / 2)) / 2 + ln std
+
+    In natural logarithms per factor; psi is the digamma function. |v W|^2 / std^2 is chi-squared
+    with n degrees of freedom, whatever v, so the exponent is the mean logarithm of one factor.
+
+    Args:
+        n: width, integers of at least 1; broadcasts with `std`.
+        std: standard deviation of an entry.
+
+    Source: Newman (1986); Cohen & Newman (1984).
+    """
+    n = _widths(n)
+    return (np.log(2) + _digamma_halves(n.max(initial=1))[n]) / 2 + np.log(std)
+
+
+def relu_growth_rate(n, std=1.0):
+    """E ln |relu(v W)| for a unit vector v: only k ~ Binomial(n, 1/2) units are active.
+
+        E_k[(ln 2 + psi(k / 2)) / 2 | k >= 1] + ln std
+
+    In natural logarithms per factor. The signs of v W are independent of the magnitudes, so this
+    is exact for the gradient too. With k = 0 (probability 2^-n) the network is dead; it is left out.
+    """
+    n = _widths(n)[..., None]
+    k = np.arange(n.max(initial=1) + 1)
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(k[1:]))])
+    log_weight = log_factorial[n] - log_factorial[k] - log_factorial[np.maximum(n - k, 0)]
+    log_weight = np.where((k >= 1) & (k <= n), log_weight, -np.inf)
+    weight = np.exp(log_weight - log_weight.max(axis=-1, keepdims=True))
+    rates = (np.log(2) + np.where(k >= 1, _digamma_halves(k[-1]), 0)) / 2
+    return (weight * rates).sum(axis=-1) / weight.sum(axis=-1) + np.log(std)
+
+
+def _widths(n):
+    n = np.asarray(n)
+    if not np.issubdtype(n.dtype, np.integer) or np.any(n < 1):
+        raise ValueError(f"n: got {n}, expected integers of at least 1")
+    return n
+
+
+def _digamma_halves(n_max):
+    """psi(n / 2) for n = 0 ... n_max, from psi(x + 1) = psi(x) + 1 / x; entry 0 is a pole, -inf."""
+    psi = np.full(n_max + 2, -np.inf)
+    psi[1] = -np.euler_gamma - 2 * np.log(2)
+    psi[2:3] = -np.euler_gamma
+    for first in (1, 2):  # odd n, then even n
+        steps = 2 / np.arange(first, n_max, 2)
+        psi[first + 2 : n_max + 1 : 2] = psi[first] + np.cumsum(steps)[: len(psi[first + 2 : n_max + 1 : 2])]
+    return psi[: n_max + 1]
+
+
+# Products of matrices --------------------------------------------------------------------------
+
+
+def log10_norms(matrices, v):
+    """log10 |v W_1 ... W_k| for k = 1 ... depth.
+
+    Args:
+        matrices: W, shape (..., depth, n, n).
+        v: row vector, shape (..., n).
+
+    Returns:
+        Shape (..., depth).
+    """
+    matrices, v = floating(matrices, "matrices"), floating(v, "v").astype(float)
+    if matrices.ndim < 3 or matrices.shape[-2:] != 2 * v.shape[-1:]:
+        raise ValueError(f"matrices: got shape {matrices.shape}, expected (..., depth, n, n) with n = {v.shape[-1]}")
+    total, norms = 0.0, []
+    for W in np.moveaxis(matrices, -3, 0):
+        v = (v[..., None, :] @ W.astype(float))[..., 0, :]
+        largest = np.abs(v).max(axis=-1)  # dividing by it, not by the norm, cannot overflow
+        v = v / np.where(largest > 0, largest, 1)[..., None]
+        with np.errstate(divide="ignore"):
+            total = total + np.log10(largest)
+            norms.append(total + np.log10(np.linalg.norm(v, axis=-1)))
+    return np.stack(norms, axis=-1)
+
+
+def log10_singular_values(factors, x=None):
+    """log10 of all singular values of the product W_1 W_2 ... W_depth, largest first.
+
+    The product is kept as Q D T: Q orthogonal, D diagonal (as logarithms), T triangular with 1 or
+    -1 on its diagonal. Sizes live in D alone, so nothing underflows and nothing large drowns what is
+    small. The diagonal D would be the usual QR estimate of Lyapunov exponents; the sweeps at the
+    end turn it into the singular values themselves.
+
+    Args:
+        factors: array (..., depth, n, n); or a list of arrays (..., n_i, n_i+1); or a network, whose
+            factors are the Jacobians of its blocks at the input x.
+        x: with a network, one input (n,) or a batch (..., batch, n).
+
+    Returns:
+        Shape (..., min(n_in, n_out)): (..., batch, min(n_in, n_out)) for a batch. Zero singular
+        values (to rounding, within one factor) are -inf.
+
+    Source: Loh et al. (1992) for Q D T; the final sweeps are the QR iteration with squaring.
+    """
+    if hasattr(factors, "forward"):
+        if x is None:
+            raise ValueError("x: got None, expected an input (n,) or (..., batch, n) for the network")
+        return _network_spectrum(factors, floating(x, "x"))
+    if not isinstance(factors, (list, tuple)):
+        factors = np.moveaxis(np.asarray(factors), -3, 0)
+    factors = [floating(W, "factors").astype(float) for W in factors]
+    if not all(np.isfinite(W).all() for W in factors):
+        raise ValueError("factors: got inf or nan, expected finite numbers")
+
+    n = max(max(W.shape[-2:]) for W in factors)
+    lead = np.broadcast_shapes(*(W.shape[:-2] for W in factors))
+    # A generic start leaves the singular values alone and lets zeros appear last, in any product.
+    Q = np.linalg.qr(np.random.default_rng(0).standard_normal((n, n)))[0]
+    log_d, T = np.zeros((*lead, n)), np.eye(n)
+    for W in factors:  # the product so far, transposed: W^T Q D T
+        M = np.zeros((*lead, n, n))
+        M[..., : W.shape[-1], :] = np.swapaxes(W, -1, -2) @ Q[..., : W.shape[-2], :]
+        # Large rows first: Householder QR is then accurate for the small rows too, such as those
+        # of saturated units (Cox & Higham, 1998).
+        size = np.abs(M).max(axis=-1)
+        order = np.argsort(-size, axis=-1, kind="stable")
+        Q, R = np.linalg.qr(np.take_along_axis(M, order[..., None], axis=-2))
+        Q = np.take_along_axis(Q, np.argsort(order, axis=-1)[..., None], axis=-2)
+        rounding = n * np.finfo(float).eps * np.take_along_axis(size, order, axis=-1)
+        log_d, S = _regrade(R, log_d, rounding)
+        T = S @ T
+    log_d = _singular_values_of_graded(log_d, T)
+    k = min(factors[0].shape[-2], factors[-1].shape[-1])
+    return np.flip(np.sort(log_d, axis=-1), axis=-1)[..., :k] / np.log(10)
+
+
+def _regrade(R, log_d, rounding=0.0):
+    """Write R D as D' T' with 1 or -1 on the diagonal of T'; return ln D' and T'."""
+    r = np.abs(np.diagonal(R, axis1=-2, axis2=-1))
+    zero = np.logical_or.accumulate(r <= rounding, axis=-1)  # the rank is used up from there on
+    with np.errstate(all="ignore"):
+        ratio = np.exp(log_d[..., None, :] - log_d[..., :, None])
+        T = R / r[..., None] * ratio
+        new = np.where(zero, -np.inf, log_d + np.log(r))
+    T[~np.isfinite(T) | zero[..., None]] = 0  # rows of zero singular values carry nothing
+    np.einsum("...ii->...i", T)[zero] = 1
+    return new, T
+
+
+def _singular_values_of_graded(log_d, T, sweeps=30):
+    """ln of the singular values of D T, unsorted.
+
+    A sweep, (D T)^T = Q D' T', leaves them alone and shrinks T - 1 by the ratios of neighbors; a
+    squaring, (D T)^T (D T), squares these ratios. Together they converge quadratically, however
+    close the singular values.
+    """
+    power = 1.0
+    for _ in range(sweeps):
+        log_d, T = _regrade(np.linalg.qr(np.swapaxes(T, -1, -2), mode="r"), log_d)
+        if np.abs(np.abs(T) - np.eye(T.shape[-1])).max() < 1e-13 * T.shape[-1]:
+            break
+        log_d, S = _regrade(np.linalg.qr(np.swapaxes(T, -1, -2), mode="r"), 2 * log_d)
+        T, power = S @ T, 2 * power
+    return log_d / power
+
+
+def _network_spectrum(net, x):
+    net.forward(x[None] if x.ndim == 1 else x)
+    spectrum = log10_singular_values([layer.jacobian() for layer in getattr(net, "layers", [net])])
+    return spectrum[..., 0, :] if x.ndim == 1 else spectrum
+
+
+# Gradients through a network -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GradientFlow:
+    """log10 of the root mean square, over batch and units, at the input and after each block.
+
+    Attributes:
+        log10_activation: of the activations, shape (..., depth + 1).
+        log10_gradient: of the gradient with respect to them, shape (..., depth + 1).
+    """
+
+    log10_activation: np.ndarray
+    log10_gradient: np.ndarray
+
+
+def gradient_flow(net, x, *, rng=None, dy=None):
+    """Send x forward and a random gradient backward, and measure both at every block.
+
+    The gradient is kept near 1 by powers of two, which is exact, and the exponent is carried. So are the activations, if every activation function is positively homogeneous, as
+    relu is: f(c z) = c f(z), biases scaled along. Other activations are not rescaled.
+
+    Args:
+        net: Sequential of blocks. Its parameters and gradients stay as they are.
+        x: input, shape (..., batch, n).
+        rng: numpy Generator for the gradient at the output, N(0, 1); needed unless `dy` is given.
+        dy: gradient at the output, shape (..., batch, n_out), instead of a random one.
+
+    Returns:
+        GradientFlow.
+    """
+    x = floating(x, "x")
+    if x.ndim < 2:
+        raise ValueError(f"x: got shape {x.shape}, expected (..., batch, n)")
+    if dy is None:
+        generator(rng)
+    homogeneous = _is_homogeneous(net)
+    # Biases keep activations from vanishing, so they are never scaled up (which could overflow).
+    lowest = 0 if any(p.any() for key, p in net.parameters.items() if key.endswith("b")) else -(2**30)
+
+    blocks, exponent = [], np.zeros((), int)  # the true activations are x 2^exponent
+    log2_activation = [_log2_rms(x)]
+    for block in net.layers:
+        if homogeneous:
+            x, exponent = _rescale(x, exponent, np.maximum(_exponent(log2_activation[-1]), lowest))
+            block = _with_biases_scaled(block, -exponent)
+        x = block.forward(x)
+        blocks.append(block)
+        log2_activation.append(_log2_rms(x) + exponent)
+
+    dy = generator(rng).standard_normal(x.shape) if dy is None else np.broadcast_to(dy, x.shape)
+    dy, exponent = dy.astype(x.dtype), np.zeros((), int)  # the true gradient is dy 2^exponent
+    log2_gradient = [_log2_rms(dy)]
+    for block in reversed(blocks):
+        dy, exponent = _rescale(dy, exponent, _exponent(log2_gradient[-1]))
+        dy = block.backward(dy, weights=False)
+        log2_gradient.append(_log2_rms(dy) + exponent)
+    return GradientFlow(_log10_stack(log2_activation), _log10_stack(log2_gradient[::-1]))
+
+
+def _log2_rms(x):
+    """log2 of the root mean square of x over its last two axes, in float64."""
+    row = x.reshape(*x.shape[:-2], 1, -1)
+    with np.errstate(over="ignore"):
+        square = (row @ np.swapaxes(row, -1, -2))[..., 0, 0].astype(float)  # BLAS: 8 times faster
+    log2_scale = np.zeros(())
+    if not np.all((square > 1e-30) & (square < 1e30)):  # squares may leave the range of float32
+        largest = np.abs(row).max(axis=(-2, -1)).astype(float)
+        scale = np.where(largest > 0, largest, 1)
+        square, log2_scale = np.square(row / scale[..., None, None]).sum(axis=(-2, -1)), np.log2(scale)
+    with np.errstate(divide="ignore"):
+        return np.log2(square / row.shape[-1]) / 2 + log2_scale
+
+
+def _rescale(x, exponent, target):
+    """Turn x 2^exponent into x' 2^target, if they are far enough apart to be worth a copy of x."""
+    if np.all(np.abs(target - exponent) < 16):
+        return x, exponent
+    return np.ldexp(x, (exponent - target)[..., None, None]), target
+
+
+def _exponent(log2_size):
+    """The integer power of two nearest to a size; 0 for a size of 0, inf or nan."""
+    return np.where(np.isfinite(log2_size), np.rint(log2_size), 0).astype(int)
+
+
+def _log10_stack(log2_sizes):
+    return np.log10(2) * np.stack(np.broadcast_arrays(*log2_sizes), axis=-1)
+
+
+def _is_homogeneous(layer):
+    """Whether layer(c x) = c layer(x) for c > 0 once its biases are scaled by c too."""
+    if isinstance(layer, Sequential):
+        return all(_is_homogeneous(part) for part in layer.layers)
+    return isinstance(layer, Dense) or (isinstance(layer, Activate) and layer.activation.homogeneous)
+
+
+def _with_biases_scaled(layer, exponent):
+    """A copy of a homogeneous layer, sharing its weights, with its biases times 2^exponent."""
+    if isinstance(layer, Sequential):
+        return Sequential([_with_biases_scaled(part, exponent) for part in layer.layers])
+    if isinstance(layer, Dense):
+        W, b = layer.parameters["W"], layer.parameters["b"]
+        return Dense(W, np.ldexp(b, exponent[..., None]) if b.any() else b)
+    return Activate(layer.activation)

@@ -1,0 +1,55 @@
+"""The ledger: a verdict stands only while its tests hold."""
+
+import pytest
+from vanishing import ledger
+
+
+def test_a_claim_whose_test_fails_raises_and_names_it():
+    with pytest.raises(AssertionError, match="C5.*'false' no longer stands.*pigs fly"):
+        ledger.claim("C5", "false", because={"two is two": True, "pigs fly": False}, numbers="")
+
+
+def test_a_claim_needs_a_known_id_a_known_verdict_and_a_test():
+    with pytest.raises(ValueError, match="id: got 'C99', expected one of C1, "):
+        ledger.claim("C99", "holds", because={"x": True}, numbers="")
+    with pytest.raises(ValueError, match="verdict: got 'true', expected one of 'holds'"):
+        ledger.claim("C4", "true", because={"x": True}, numbers="")
+    with pytest.raises(ValueError, match="because: got no tests"):
+        ledger.claim("C4", "holds", because={}, numbers="")
+    assert (
+        ledger.claim("C4", "holds when it rains", because={"x": True}, numbers="").data["verdict"]
+        == "holds when it rains"
+    )
+
+
+@pytest.mark.parametrize(
+    "ours, verdict", [((1.0, 2.0), "reproduced"), ((1.0, 9.0), "differs"), ((9.0, 9.0), "not reproduced")]
+)
+def test_the_verdict_on_a_result_is_computed_from_its_rows(ours, verdict):
+    rows = [("one", 1.0, ours[0], 0.1), ("two", 2.0, ours[1], 0.1)]
+    record = ledger.reproduction("R1", verdict, rows=rows, seconds=1, source="x", reason="found")
+    assert record.data["verdict"] == verdict
+    for other in {"reproduced", "differs", "not reproduced"} - {verdict}:
+        with pytest.raises(AssertionError, match="the page says"):
+            ledger.reproduction("R1", other, rows=rows, seconds=1, source="x", reason="found")
+
+
+def test_a_failed_reproduction_must_say_why():
+    with pytest.raises(ValueError, match="reason: got none"):
+        ledger.reproduction("R1", "not reproduced", rows=[("one", 1.0, 9.0, 0.1)], seconds=1, source="x")
+
+
+def test_nan_is_never_within_tolerance():
+    rows = [("one", 1.0, float("nan"), 0.1)]
+    assert ledger.reproduction("R1", "not reproduced", rows=rows, seconds=1, source="x", reason="nan").data
+
+
+def test_a_record_shows_itself_and_leaves_its_data():
+    shown, metadata = ledger.claim("C4", "holds", because={"x": True}, numbers="1 < 2")._repr_mimebundle_()
+    assert metadata["ledger"]["id"] == "C4" and 'id="c4"' in shown["text/html"] and "1 &lt; 2" in shown["text/html"]
+
+
+def test_the_registry_holds_every_claim_and_result():
+    known = ledger.registry()
+    assert list(known["claims"]) == [f"C{i}" for i in range(1, 50)]
+    assert list(known["results"]) == [f"R{i}" for i in range(1, 29)]
