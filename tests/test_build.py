@@ -162,3 +162,34 @@ def test_a_port_in_use_is_an_error_that_says_so(scratch):
             capture_output=True, text=True, timeout=120, env=os.environ,
         )  # fmt: skip
     assert run.returncode == 1 and f"Port {port}" in run.stderr and "--port" in run.stderr
+
+
+def test_the_installed_package_holds_all_that_a_notebook_needs(tmp_path):
+    """A wheel, as pip builds it on Colab: the checks of the exercises and the ledger are in it, and it needs no checkout."""
+    import zipfile
+
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=ROOT, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = (
+        "import vanishing as vg; print(vg.__file__);"
+        "print(vg.check('chain-rule/critical_std', lambda n: n)); print(vg.ledger.registry()['claims']['C4']['says'])"
+    )
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert str(tmp_path) in run.stdout and "chain-rule/critical_std: 0 of 5 points" in run.stdout
+
+
+def test_workflows_and_citation_are_valid():
+    """Against the published schemas, which check-jsonschema brings along."""
+    for schema, files in {
+        "vendor.github-workflows": sorted((ROOT / ".github" / "workflows").glob("*.yml")),
+        "vendor.citation-file-format": [ROOT / "CITATION.cff"],
+    }.items():
+        run = subprocess.run(
+            [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *files],
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stdout + run.stderr

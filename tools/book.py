@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
 SITE = BUILD / "html"
 CACHE = BUILD / ".jupyter_cache"
+DOCTREES = BUILD / ".doctrees"
 NOTEBOOKS = ROOT / "notebooks"
 CELL_TIMEOUT = 120  # seconds
 
@@ -93,13 +94,15 @@ def open_cache():
 
 def execute():
     """Run the pages whose code is not in the cache; stop with the page, cell and traceback of a failure."""
-    stamp, now = BUILD / "library.sha256", digest(LIBRARY)
-    if not stamp_is(stamp, now):
-        # The cache keys on a page's own code: it cannot see that the library has changed.
-        shutil.rmtree(CACHE, ignore_errors=True)
-        shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
-        BUILD.mkdir(exist_ok=True)
-        stamp.write_text(now)
+    # The cache keys on a page's own code: it cannot see that the library has changed. Nor does
+    # Sphinx see that its extension has, or the outputs in the cache.
+    for what, sources, stale in (("library", LIBRARY, [CACHE, DOCTREES]), ("tools", ["tools"], [DOCTREES])):
+        stamp, now = BUILD / f"{what}.sha256", digest(sources)
+        if not stamp_is(stamp, now):
+            for folder in stale:
+                shutil.rmtree(folder, ignore_errors=True)
+            BUILD.mkdir(exist_ok=True)
+            stamp.write_text(now)
 
     from myst_nb.core.read import is_myst_markdown_notebook
 
@@ -236,6 +239,7 @@ def build_notebooks():
     execute()
     gather_ledger()
     print("Notebooks: building", flush=True)
+    shutil.rmtree(BUILD / "jupyter", ignore_errors=True)  # its builder looks at the time of the source only
     sphinx("--builder", "custom", "--custom-builder", "jupyter")
     shutil.rmtree(NOTEBOOKS, ignore_errors=True)
     sys.path.insert(0, str(ROOT / "lib"))

@@ -76,17 +76,34 @@ class TrueMinus(SphinxPostTransform):
                 node.children = [nodes.Text("−" + node.astext()[1:])]
 
 
-class QuoteAdmonition(SphinxPostTransform):
-    """In a notebook an admonition is a quotation with a bold title, not a heading of the first order."""
+class PlainNotebook(SphinxPostTransform):
+    """What a notebook has no form for, in plain Markdown: boxes, foldable answers, code that is only shown."""
 
     default_priority = 900
     formats = ("ipynb",)
 
     def run(self, **_):
         for node in list(self.document.findall(nodes.Admonition)):
-            title = node[0].astext() if isinstance(node[0], nodes.title) else node.tagname.capitalize()
-            body = [child for child in node if not isinstance(child, nodes.title)]
-            node.replace_self(nodes.block_quote("", nodes.paragraph("", "", nodes.strong("", title)), *body))
+            self.unbox(node)
+        for node in list(self.document.findall(nodes.container)):
+            if node.get("design_component") == "dropdown":
+                self.fold(node)
+        for block in self.document.findall(nodes.literal_block):
+            if block.parent.get("nb_element") != "cell_code_source":
+                block["classes"].append("no-execute")
+
+    def unbox(self, node):
+        """A box becomes its paragraphs, with its title in bold before the first."""
+        title = node[0].astext() if isinstance(node[0], nodes.title) else node.tagname.capitalize()
+        body = [child for child in node if not isinstance(child, nodes.title)]
+        body[0].insert(0, nodes.strong("", f"{title}."))
+        body[0].insert(1, nodes.Text(" "))
+        node.replace_self(body)
+
+    def fold(self, node):
+        title, *body = node.children
+        first = nodes.paragraph("", f"<details><summary>{title.astext()}</summary>")
+        node.replace_self([first, *body, nodes.paragraph("", "</details>")])
 
 
 class LedgerTable(Directive):
@@ -121,35 +138,40 @@ def table(head, rows):
 
 
 def fill_ledgers(app, doctree, docname):
+    """Put what the runs said in the place of each `{ledger}`."""
     for node in list(doctree.findall(ledger_node)):
         kind = node["kind"]
         found = {e["id"]: e for e in json.loads((BUILD / "ledger.json").read_text("utf-8"))["entries"]}
-        answered, open_rows = [], []
-        for id, known in ledger.registry()[kind].items():
-            entry = found.get(id)
-            if entry is None:
-                open_rows.append([id, known["says"], known["chapter"]])
-                continue
-            place = app.builder.get_relative_uri(docname, entry["page"]) + f"#{id.lower()}"
-            link = nodes.reference("", known["chapter"], refuri=place, internal=True)
-            verdict = nodes.strong("", entry["verdict"])
-            if kind == "claims":
-                answered.append([id, known["says"], verdict, entry["numbers"], link])
-            else:
-                for row in entry["rows"]:
-                    values = [row["published"], row["ours"], row["tolerance"]]
-                    answered.append([id, row["quantity"], *values, verdict.deepcopy(), link.deepcopy()])
-                if entry["reason"]:
-                    answered.append([id, "why", entry["reason"], "", "", "", link.deepcopy()])
-        head = {
-            "claims": ["id", "people say", "verdict", "the numbers", "where"],
-            "results": ["id", "quantity", "published", "ours", "tolerance", "verdict", "where"],
-        }[kind]
-        replacement = [table(head, answered)]
-        if open_rows:
-            replacement.append(nodes.rubric("", f"Open: {len(open_rows)} that no chapter has answered yet"))
-            replacement.append(table(["id", "what is said", "chapter to come"], open_rows))
-        node.replace_self(replacement)
+        known = ledger.registry()[kind]
+        answered = [found[id] for id in known if id in found]
+        still_open = [[id, item["says"], item["chapter"]] for id, item in known.items() if id not in found]
+
+        def where(entry):
+            place = app.builder.get_relative_uri(docname, entry["page"]) + f"#{entry['id'].lower()}"
+            return nodes.reference("", entry["page"].removeprefix("chapters/"), refuri=place, internal=True)
+
+        content = claims(answered, where) if kind == "claims" else results(answered, where)
+        if still_open:
+            content.append(nodes.rubric("", f"Open: {len(still_open)} that no chapter has answered yet"))
+            content.append(table(["id", "what is said", "chapter to come"], still_open))
+        node.replace_self(content)
+
+
+def claims(entries, where):
+    rows = [[e["id"], e["says"], nodes.strong("", e["verdict"]), e["numbers"], where(e)] for e in entries]
+    return [table(["id", "people say", "verdict", "the numbers", "where"], rows)]
+
+
+def results(entries, where):
+    """For each result a sentence with its verdict, and a table of its quantities."""
+    content = []
+    for e in entries:
+        says, verdict = nodes.Text(f"{e['id']}. {e['says']}: "), nodes.strong("", e["verdict"])
+        content.append(nodes.paragraph("", "", says, verdict, nodes.Text(f". {e['numbers']} "), where(e)))
+        if e["reason"]:
+            content.append(nodes.paragraph("", e["reason"]))
+        content.append(table(list(e["rows"][0]), [list(row.values()) for row in e["rows"]]))
+    return content
 
 
 def write_vega(app):
@@ -197,7 +219,7 @@ def setup(app):
         load_mime_renders().append(ExplorableRenderer)
     app.add_post_transform(FoldSolution)
     app.add_post_transform(TrueMinus)
-    app.add_post_transform(QuoteAdmonition)
+    app.add_post_transform(PlainNotebook)
     app.add_node(ledger_node)
     app.add_directive("ledger", LedgerTable)
     app.connect("doctree-resolved", fill_ledgers)

@@ -79,9 +79,9 @@ def differs(got, want, *, rtol=1e-6, atol=0.0, hint=""):
     """
     want = np.asarray(want)
     try:
-        got = np.asarray(got, dtype=want.dtype)
+        got = np.asarray([] if got is None else got, dtype=want.dtype)
     except (TypeError, ValueError):
-        return f"your result is {type(got).__name__}, expected numbers with shape {want.shape}"
+        return f"your result is a {type(got).__name__}, expected numbers of shape {want.shape}"
     if got.shape != want.shape:
         return f"your result has shape {got.shape}, expected {want.shape}"
     wrong = ~np.isclose(got, want, rtol=rtol, atol=atol)
