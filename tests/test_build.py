@@ -178,7 +178,7 @@ def test_the_installed_package_holds_all_that_a_notebook_needs(tmp_path):
     env = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert str(tmp_path) in run.stdout and "chain-rule/critical_std: 0 of 5 points" in run.stdout
+    assert str(tmp_path) in run.stdout and "chain-rule/critical_std: 0 of 6 points" in run.stdout
 
 
 def test_workflows_and_citation_are_valid():

@@ -17,7 +17,7 @@ from mdit_py_plugins.colon_fence import colon_fence_plugin
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 from mdit_py_plugins.front_matter import front_matter_plugin
 from mdit_py_plugins.myst_role import myst_role_plugin
-from vanishing import ledger
+from vanishing import exercises, ledger
 
 CHAPTERS = sorted({page.parent.name for page in book.toc_pages() if page.parent.parent.name == "chapters"})
 LIMITS = {"lesson": 10, "lab": 40, "exercises": 5}  # seconds to execute, on one core
@@ -27,8 +27,8 @@ GIVEN = {
     "chain-rule": {
         "0.1": "a choice of answer in a prediction",
         "0.001": "a choice of answer in a prediction, and the claim it answers",
+        "45": "the exponent of the smallest float32",
         "324": "the exponent of the smallest float64",
-        "64": "one part in 64 is 1 / 0.015625",
     },
 }
 
@@ -110,6 +110,21 @@ def test_the_code_shown_is_the_librarys(chapter):
     for cell in shown:
         for node in ast.parse(cell).body:
             assert body(node) == body(ast.parse(textwrap.dedent(inspect.getsource(getattr(module, node.name)))).body[0])
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+@pytest.mark.parametrize("kind", LIMITS)
+def test_code_that_readers_see_fits_the_column(chapter, kind):
+    """76 characters; cells that are folded or removed may be wider."""
+    cells = re.findall(r"^```\{code-cell\} ipython3\n(.*?)^```", path(chapter, kind).read_text("utf-8"), re.M | re.S)
+    wide = [
+        line
+        for cell in cells
+        if not re.match(r":tags: .*(hide-input|remove-)", cell)
+        for line in exercises.SOLUTION.sub("", cell).splitlines()
+        if len(line) > 76
+    ]
+    assert not wide, "\n".join(wide)
 
 
 def body(function):

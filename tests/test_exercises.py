@@ -63,7 +63,7 @@ def test_wrong_answers_lose_points_and_are_told_why(name):
 def test_the_stub_is_not_done_yet(name):
     feedback = exercises.check(name, attempt(name, strip=True), rng=np.random.default_rng(0))
     assert not feedback.done and feedback.points == 0
-    assert repr(feedback) == f"{name}: not done yet"
+    assert repr(feedback).startswith(f"{name}: not done yet")
 
 
 @pytest.mark.parametrize("topic", TOPICS)
@@ -93,12 +93,12 @@ def test_an_attempt_that_raises_is_feedback_not_a_crash():
 
 
 def test_unknown_exercises_and_attempts_that_are_not_functions():
-    with pytest.raises(ValueError, match=r"did you mean 'chain-rule/log10_product'"):
-        exercises.check("chain-rule/log10_prodcut", len)
+    with pytest.raises(ValueError, match=r"did you mean 'chain-rule/critical_std'"):
+        exercises.check("chain-rule/critical_sdt", len)
     with pytest.raises(ValueError, match="got topic 'softmx', expected one of .*chain-rule"):
         exercises.check("softmx/stable", len)
     with pytest.raises(TypeError, match="got int, expected the function"):
-        exercises.check("chain-rule/log10_product", 3)
+        exercises.check("chain-rule/critical_std", 3)
 
 
 def test_feedback_escapes_what_a_reader_wrote():
@@ -107,3 +107,12 @@ def test_feedback_escapes_what_a_reader_wrote():
 
     html = exercises.check(ALL[0], attempt)._repr_html_()
     assert "&lt;script&gt;" in html and not re.search("<script", html)
+
+
+def test_an_attempt_that_changes_its_arguments_is_judged_on_its_result():
+    def in_place(factors):
+        np.log(factors, out=factors)
+        return np.exp(factors.mean(axis=-1))
+
+    feedback = exercises.check("chain-rule/typical_factor", in_place)
+    assert feedback.points == feedback.possible

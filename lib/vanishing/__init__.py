@@ -18,7 +18,7 @@ _MODULES = {
         "gaussian_growth_rate", "gradient_flow", "log10_norms", "log10_product", "log10_singular_values",
         "lognormal_factors", "lognormal_rates", "product_grid", "relu_growth_rate",
     ),
-    "activations": ("ACTIVATIONS", "activation"),
+    "activations": ("ACTIVATIONS", "activation", "sigmoid"),
     "initialization": ("initialize",),
     "data": ("digits",),
     "figures": ("band", "lines", "style"),

@@ -13,6 +13,7 @@ It returns nothing when the property holds, else the sentence that helps. The sa
 names wrong answers that the check must reject (`vg.rejects`).
 """
 
+import copy
 import difflib
 import re
 from collections.abc import Callable
@@ -125,7 +126,7 @@ def check(exercise, attempt, *, rng=None):
     rng = np.random.default_rng() if rng is None else rng
 
     def started(*args, **kwargs):
-        result = attempt(*args, **kwargs)
+        result = attempt(*copy.deepcopy(args), **copy.deepcopy(kwargs))  # it may change what it is given
         if result is None or result is Ellipsis:
             raise NotDone
         return result
@@ -135,7 +136,7 @@ def check(exercise, attempt, *, rng=None):
         try:
             problem = prop.test(started, rng)
         except NotDone:
-            problem = "not done yet: your function returned nothing"
+            problem = "not done yet (or is a `return` missing?)"
         except Exception as error:  # whatever a reader's code can raise is feedback, not a crash
             problem = f"your function raised {type(error).__name__}: {error}"
         rows.append((prop, problem))
@@ -164,7 +165,7 @@ class Feedback:
     @property
     def summary(self):
         if not self.done:
-            return f"{self.exercise}: not done yet"
+            return f"{self.exercise}: not done yet (or is a `return` missing?)"
         return f"{self.exercise}: {self.points:g} of {self.possible:g} points"
 
     def __repr__(self):

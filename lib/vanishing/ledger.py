@@ -6,6 +6,7 @@ from them, so that a measured number is computed in one place and typed in none.
 """
 
 import difflib
+import math
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -121,8 +122,8 @@ def reproduction(id, verdict, *, rows, seconds, source, reason=""):
     table = [
         {
             "quantity": quantity,
-            "published": f"{published:.4g}",
-            "ours": f"{ours:.4g}",
+            "reference": to_tolerance(published, tolerance),
+            "ours": to_tolerance(ours, tolerance),
             "tolerance": f"{tolerance:.2g}",
             "within": "yes" if ok else "no",
         }
@@ -137,6 +138,12 @@ def reproduction(id, verdict, *, rows, seconds, source, reason=""):
         {"kind": "result", "id": id, "says": known["says"], "verdict": verdict, "numbers": numbers,
          "rows": table, "reason": reason}
     )  # fmt: skip
+
+
+def to_tolerance(value, tolerance):
+    """A number to the second digit of its tolerance: what lies behind says nothing."""
+    decimals = 4 if tolerance <= 0 else max(0, 1 - math.floor(math.log10(tolerance)))
+    return f"{value:.{decimals}f}"
 
 
 def glue(**numbers):
