@@ -2,42 +2,94 @@
 
     import vanishing as vg
 
-Everything public is reached from here. A module is imported when one of its names is
-first used, so that this import costs little more than NumPy's.
+Everything public is reached from here. What draws, shows or runs in parallel is imported when
+it is first used, so that this import costs little more than NumPy's.
 """
 
 import importlib
 
-# Where each public name lives. The order is the book's.
-_MODULES = {
-    "backpropagation": (
-        "Activate", "Dense", "Sequential", "cross_entropy", "d_cross_entropy", "d_mean_squared_error",
-        "gradcheck", "mean_squared_error", "mlp",
-    ),
-    "chain_rule": (
-        "gaussian_growth_rate", "gradient_flow", "log10_norms", "log10_product", "log10_singular_values",
-        "lognormal_factors", "lognormal_rates", "product_grid", "relu_growth_rate",
-    ),
-    "activations": ("ACTIVATIONS", "activation", "sigmoid"),
-    "initialization": ("initialize",),
-    "data": ("digits",),
-    "figures": ("band", "lines", "style"),
-    "explorable": ("Explorable",),
-    "ledger": ("claim", "glue", "reproduction", "scientific"),
-    "exercises": ("check", "differs", "expects", "rejects"),
-}  # fmt: skip
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
+from .activations import ACTIVATIONS, Activation, activation, relu, sigmoid, tanh
+from .adam import SGD, AdaGrad, Adam, AdamW, AMSGrad, RMSProp, bias_correction_excess, ema
+from .backpropagation import (
+    Activate,
+    Dense,
+    Sequential,
+    cross_entropy,
+    d_cross_entropy,
+    d_mean_squared_error,
+    gradcheck,
+    mean_squared_error,
+    mlp,
+)
+from .chain_rule import (
+    gaussian_growth_rate,
+    gradient_flow,
+    log10_norms,
+    log10_product,
+    log10_singular_values,
+    lognormal_factors,
+    lognormal_rates,
+    product_grid,
+    relu_growth_rate,
+)
+from .clipping import clip_adaptive, clip_by_norm, clip_by_value, global_norm
+from .data import adding_problem, characters, copy_task, digits, digits_sequence
+from .initialization import GAINS, gain, initialize, lsuv
+from .mean_field import critical_weight_variance, mean_field
+from .mini_batch import (
+    batch_gradients,
+    batches,
+    constant_rate,
+    cosine_decay,
+    gradient_noise,
+    step_decay,
+    warm_up,
+)
+from .normalization import BatchNorm, GroupNorm, LayerNorm, RMSNorm, WeightNormDense, set_training
+from .recurrent import GRU, LSTM, RNN, gradient_through_time, spectral_radius
+from .residuals import DenseSkip, Highway, PostNorm, PreNorm, Residual
+from .softmax import (
+    Softmax,
+    d_log_softmax,
+    d_softmax,
+    d_sparsemax,
+    log_softmax,
+    softmax,
+    softmax_jacobian,
+    sparsemax,
+    sparsemax_jacobian,
+)
 
-__all__ = [*_MODULES, *_HOME]
+# Where the names live that are imported when they are first used.
+_LATER = {
+    "Explorable": "explorable",
+    "band": "figures",
+    "lines": "figures",
+    "style": "figures",
+    "claim": "ledger",
+    "glue": "ledger",
+    "reproduction": "ledger",
+    "scientific": "ledger",
+    "check": "exercises",
+    "differs": "exercises",
+    "expects": "exercises",
+    "rejects": "exercises",
+    "sweep": "sweep",
+}
+_MODULES = ("exercises", "explorable", "figures", "ledger")
+
+__all__ = sorted({name for name in dir() if not name.startswith("_")} - {"importlib"} | _LATER.keys() | set(_MODULES))
 
 
 def __getattr__(name):
     if name in _MODULES:
         return importlib.import_module(f"vanishing.{name}")
-    if name in _HOME:
-        return getattr(importlib.import_module(f"vanishing.{_HOME[name]}"), name)
+    if name in _LATER:
+        value = getattr(importlib.import_module(f"vanishing.{_LATER[name]}"), name)
+        globals()[name] = value  # `sweep` is a function here, though its module has the same name
+        return value
     raise AttributeError(f"module 'vanishing' has no attribute {name!r}")
 
 
 def __dir__():
-    return sorted(__all__)
+    return __all__

@@ -6,8 +6,9 @@ Conventions, for every layer:
 * `parameters` is a dict of plain arrays and `gradients` a dict with the same keys, so a training
   loop is the same for one layer and for a network, and updates in place:
 
+      gradients = net.gradients
       for key, p in net.parameters.items():
-          p -= 0.1 * net.gradients[key]
+          p -= 0.1 * gradients[key]
 
 * The only state is `x`, the input of the last `forward`, which `backward` and `jacobian` use.
 """
@@ -19,6 +20,7 @@ import numpy as np
 from . import activations
 from ._validate import floating, lookup, positive_integer
 from .initialization import initialize
+from .softmax import log_softmax
 
 __all__ = [
     "Activate", "Dense", "GradCheck", "Sequential", "cross_entropy", "d_cross_entropy",
@@ -146,8 +148,13 @@ def _sum_to(gradient, shape):
     return gradient.sum(axis=shared, keepdims=True)
 
 
-def mlp(widths, *, activation, init, rng, gain=1.0, output_activation=None, dtype=float, size=()):
+def mlp(
+    widths, *, activation, init, rng, gain=1.0, output_activation=None, dtype=float, size=(), norm=None, residual=None
+):
     """A multilayer perceptron: x -> f(x W + b) in each hidden block, x W + b in the last.
+
+    With `norm` a hidden block is f(norm(x W + b)); with `residual` it is x + scale f(...) wherever
+    it has as many outputs as inputs.
 
     Args:
         widths: number of inputs, of units in each hidden block, and of outputs.
@@ -158,19 +165,36 @@ def mlp(widths, *, activation, init, rng, gain=1.0, output_activation=None, dtyp
         output_activation: activation of the last block; None gives logits.
         dtype: floating dtype of the parameters.
         size: leading axes of every parameter: an ensemble of independent networks.
+        norm: a name in `NORMALIZATIONS`, or None.
+        residual: scale of the branches, a number or an array that broadcasts to `size`; "learn"
+            for parameters that start at 0; or None.
 
     Returns:
         Sequential. `net.layers` are the blocks, one for each weight matrix:
         `len(net.layers) == len(widths) - 1` is the depth.
+
+    Raises:
+        ValueError: `norm` without a hidden block, or `residual` where none has equal widths.
     """
+    from . import normalization, residuals  # both import this module
+
     widths = [positive_integer(n, "widths") for n in widths]
     if len(widths) < 2:
         raise ValueError(f"widths: got {widths}, expected at least the inputs and the outputs")
+    if norm is not None and len(widths) < 3:
+        raise ValueError(f"norm: got {norm!r} for widths {widths}, expected a hidden block to apply it in")
+    if residual is not None and not any(a == b for a, b in zip(widths[:-2], widths[1:-1])):
+        raise ValueError(f"residual: got widths {widths}, expected a hidden block with as many outputs as inputs")
     denses = [
         Dense(initialize(init, n_in, n_out, rng=rng, size=size, gain=gain, dtype=dtype))
         for n_in, n_out in zip(widths[:-1], widths[1:], strict=True)
     ]
-    hidden = [Sequential([dense, Activate(activation)]) for dense in denses[:-1]]
+    hidden = []
+    for dense, n_in, n_out in zip(denses[:-1], widths[:-2], widths[1:-1]):
+        norms = [] if norm is None else [normalization.normalization(norm, n_out, dtype=dtype, size=size)]
+        block = Sequential([dense, *norms, Activate(activation)])
+        skip = residual is not None and n_in == n_out
+        hidden.append(residuals.residual(residual, block, size=size) if skip else block)
     last = denses[-1] if output_activation is None else Sequential([denses[-1], Activate(output_activation)])
     return Sequential([*hidden, last])
 
@@ -185,18 +209,20 @@ def cross_entropy(logits, labels):
     Returns:
         Loss of each network, shape (...).
     """
-    log_p, target = _log_softmax(logits, labels)
-    return -(log_p * target).sum(axis=-1).mean(axis=-1)
+    logits, target = _one_hot(logits, labels)
+    return -np.where(target, log_softmax(logits), 0).sum(axis=-1).mean(axis=-1)
 
 
 def d_cross_entropy(logits, labels):
     """dL/dlogits = (p - onehot(label)) / batch, the shape of the logits."""
-    log_p, target = _log_softmax(logits, labels)
-    return (np.exp(log_p) - target) / log_p.shape[-2]
+    logits, target = _one_hot(logits, labels)
+    log_p = log_softmax(logits)
+    # p - 1 as expm1(ln p): where p rounds to 1 the gradient is small, not 0.
+    return np.where(target, np.expm1(log_p), np.exp(log_p)) / logits.shape[-2]
 
 
-def _log_softmax(logits, labels):
-    """Return ln softmax(logits) and the one-hot labels, both (..., batch, classes)."""
+def _one_hot(logits, labels):
+    """Return checked logits, and where the label is each class, both (..., batch, classes)."""
     logits, labels = floating(logits, "logits"), np.asarray(labels)
     classes = logits.shape[-1]
     if not np.issubdtype(labels.dtype, np.integer):
@@ -205,9 +231,7 @@ def _log_softmax(logits, labels):
         raise ValueError(f"labels: got shape {labels.shape}, expected (..., batch) for logits of shape {logits.shape}")
     if labels.size and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"labels: got {labels.min()} ... {labels.max()}, expected 0 ... {classes - 1}")
-    shifted = logits - logits.real.max(axis=-1, keepdims=True)  # the largest exponent is then 0
-    log_p = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return log_p, (labels[..., None] == np.arange(classes)).astype(logits.real.dtype)
+    return logits, labels[..., None] == np.arange(classes)
 
 
 def mean_squared_error(y, target):

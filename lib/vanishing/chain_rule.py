@@ -5,12 +5,14 @@ goes and keeps the logarithm, so it is right where the plain product is 0, inf o
 logarithms returned are float64, whatever the dtype of the input; the log10 of 0 is -inf.
 """
 
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
 
 from ._validate import floating, generator
 from .backpropagation import Activate, Dense, Sequential
+from .residuals import DenseSkip, Residual
 
 __all__ = [
     "GradientFlow", "gaussian_growth_rate", "gradient_flow", "log10_norms", "log10_product",
@@ -51,7 +53,7 @@ def lognormal_rates(mean, spread):
     return np.log10(mean), np.log10(mean) - spread**2 / (2 * np.log(10))
 
 
-def product_grid(spreads=tuple(k / 10 for k in range(16)), depth=100, samples=1000, *, rng):
+def product_grid(spreads=tuple(k / 20 for k in range(31)), depth=100, samples=1000, *, rng):
     """Quantiles of products of log-normal factors of mean 1, for the lesson's explorable.
 
     A mean other than 1 only adds k log10(mean) to each of them.
@@ -114,8 +116,8 @@ def relu_growth_rate(n, std=1.0):
 
         E_k[(ln 2 + psi(k / 2)) / 2 | k >= 1] + ln std
 
-    In natural logarithms per factor. The signs of v W are independent of the magnitudes, so this
-    is exact for the gradient too. With k = 0 (probability 2^-n) the network is dead; it is left out.
+    In natural logarithms per factor. The signs of v W are independent of the magnitudes: exact for
+    activations, and for a gradient that is independent of which units are active. With k = 0 (probability 2^-n) the network is dead; it is left out.
     """
     n = _widths(n)[..., None]
     k = np.arange(n.max(initial=1) + 1)
@@ -353,6 +355,8 @@ def _is_homogeneous(layer):
     """Whether layer(c x) = c layer(x) for c > 0 once its biases are scaled by c too."""
     if isinstance(layer, Sequential):
         return all(_is_homogeneous(part) for part in layer.layers)
+    if isinstance(layer, (Residual, DenseSkip)):
+        return _is_homogeneous(layer.block)
     return isinstance(layer, Dense) or (isinstance(layer, Activate) and layer.activation.homogeneous)
 
 
@@ -360,6 +364,10 @@ def _with_biases_scaled(layer, exponent):
     """A copy of a homogeneous layer, sharing its weights, with its biases times 2^exponent."""
     if isinstance(layer, Sequential):
         return Sequential([_with_biases_scaled(part, exponent) for part in layer.layers])
+    if isinstance(layer, (Residual, DenseSkip)):
+        layer = copy(layer)
+        layer.block = _with_biases_scaled(layer.block, exponent)
+        return layer
     if isinstance(layer, Dense):
         W, b = layer.parameters["W"], layer.parameters["b"]
         return Dense(W, np.ldexp(b, exponent[..., None]) if b.any() else b)

@@ -1,12 +1,14 @@
-"""Data that comes with scikit-learn, so that no page needs a network."""
+"""Data that comes with scikit-learn and Python or is made on the spot: no page needs a network."""
 
+import io
+from contextlib import redirect_stdout
 from typing import NamedTuple
 
 import numpy as np
 
-from ._validate import generator
+from ._validate import generator, lookup, positive_integer
 
-__all__ = ["Digits", "digits"]
+__all__ = ["Digits", "adding_problem", "characters", "copy_task", "digits", "digits_sequence"]
 
 
 class Digits(NamedTuple):
@@ -53,3 +55,118 @@ def digits(*, rng=None, test_fraction=0.2, dtype=float):
     x = (x - mean) * np.divide(1, std, out=np.zeros_like(std), where=std > 0)
     x = x.astype(dtype)
     return Digits(x[:n_train], y[:n_train], x[n_train:], y[n_train:])
+
+
+def digits_sequence(*, rng=None, test_fraction=0.2, dtype=float):
+    """The digits read pixel by pixel, row after row: images of shape (n, 64, 1), 64 time steps.
+
+    A small form of the sequential MNIST of Le et al. (2015). Args, Returns and Raises: as `digits`.
+    """
+    d = digits(rng=rng, test_fraction=test_fraction, dtype=dtype)
+    return d._replace(x_train=d.x_train[..., None], x_test=d.x_test[..., None])
+
+
+def adding_problem(n, T, *, rng, dtype=float):
+    """The adding problem: the sum of the two numbers that are marked in a sequence of T.
+
+    Each number is uniform in [0, 1). One mark is in the first half (the first T // 2 steps), the
+    other in the second. Always answering 1 gives a mean squared error of 1/6, the variance of the
+    sum; to do better the network must remember the first number for T / 2 steps on average.
+
+    Args:
+        n: number of sequences.
+        T: length of each, at least 2.
+        rng: numpy Generator.
+        dtype: floating dtype of both arrays.
+
+    Returns:
+        (x, target): x (n, T, 2), the numbers in x[..., 0] and the marks, 0 or 1, in x[..., 1];
+        target (n, 1).
+
+    Source: Hochreiter & Schmidhuber (1997), in the form of Le et al. (2015).
+    """
+    n, T, rng = positive_integer(n, "n"), positive_integer(T, "T"), generator(rng)
+    if T < 2:
+        raise ValueError(f"T: got {T}, expected at least 2")
+    x = np.zeros((n, T, 2))
+    x[..., 0] = rng.random((n, T))
+    row = np.arange(n)
+    x[row, rng.integers(0, T // 2, n), 1] = 1
+    x[row, rng.integers(T // 2, T, n), 1] = 1
+    x = x.astype(dtype)
+    return x, (x[..., 0] * x[..., 1]).sum(axis=-1)[:, None]
+
+
+def copy_task(n, T, *, rng, symbols=8, length=10, dtype=float):
+    """The copying memory task: read a string, wait for T steps, and write it down.
+
+        read    s_1 ... s_length   blank (T - 1 times)   go      blank (length times)
+        write   blank (T + length times)                         s_1 ... s_length
+
+    The symbols s are uniform in 0 ... symbols - 1; blank is `symbols`, go is `symbols + 1`.
+    Without memory the best mean cross-entropy is length ln(symbols) / (T + 2 length).
+
+    Args:
+        n: number of sequences.
+        T: delay, at least 1.
+        rng: numpy Generator.
+        symbols, length: number of symbols to choose from, and in a string.
+        dtype: floating dtype of the input.
+
+    Returns:
+        (x, target): x one-hot, (n, T + 2 length, symbols + 2); target integers 0 ... symbols,
+        (n, T + 2 length).
+
+    Source: Arjovsky et al. (2016); the task is from Hochreiter & Schmidhuber (1997).
+    """
+    n, T, rng = positive_integer(n, "n"), positive_integer(T, "T"), generator(rng)
+    symbols, length = positive_integer(symbols, "symbols"), positive_integer(length, "length")
+    string = rng.integers(symbols, size=(n, length))
+    read = np.full((n, T + 2 * length), symbols)
+    target = read.copy()
+    read[:, :length] = target[:, -length:] = string
+    read[:, length + T - 1] = symbols + 1
+    return np.eye(symbols + 2, dtype=dtype)[read], target
+
+
+def characters(text="prose"):
+    """A text that ships with Python, as one integer for each character.
+
+    ======  ==========  ======================================================================
+    text    characters  what it is
+    ======  ==========  ======================================================================
+    prose        5,576  the Zen of Python (`this`), then an essay on heaps (`heapq.__about__`)
+    names       75,413  the names of the first characters of Unicode 3.2, a line each
+    ======  ==========  ======================================================================
+
+    No file and no docstring is read, so python -OO changes nothing. Names are fixed by the
+    stability policy of Unicode; the prose was the same from Python 3.7 to 3.13. A test holds both.
+
+    Args:
+        text: "prose" or "names".
+
+    Returns:
+        (ids, alphabet): ids (number of characters,), integers; alphabet, a str of the distinct
+        characters in order of their code. The text is `"".join(alphabet[i] for i in ids)`.
+
+    Raises:
+        ValueError: unknown name of a text.
+    """
+    text = lookup("text", text, {"prose": _prose, "names": _names})()
+    alphabet, ids = np.unique(list(text), return_inverse=True)
+    return ids, "".join(alphabet)
+
+
+def _prose():
+    import heapq
+
+    with redirect_stdout(io.StringIO()):  # the Zen prints itself when it is imported first
+        import this
+    zen = "".join(this.d.get(c, c) for c in this.s)
+    return zen + "\n\n" + heapq.__about__
+
+
+def _names():
+    from unicodedata import ucd_3_2_0
+
+    return "\n".join(filter(None, (ucd_3_2_0.name(chr(i), "") for i in range(0x1100))))

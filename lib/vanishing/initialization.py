@@ -2,13 +2,14 @@
 
 import numpy as np
 
-from ._validate import generator, lookup, positive_integer
+from . import activations
+from ._validate import floating, generator, lookup, positive_integer
 
-__all__ = ["SCHEMES", "initialize"]
+__all__ = ["GAINS", "SCHEMES", "gain", "initialize", "lsuv"]
 
 # Variance of one weight at gain 1, as a function of fan_in and fan_out.
 _VARIANCES = {
-    "gaussian": lambda fan_in, fan_out: 1.0,
+    "unit": lambda fan_in, fan_out: 1.0,
     "lecun": lambda fan_in, fan_out: 1 / fan_in,
     "glorot": lambda fan_in, fan_out: 2 / (fan_in + fan_out),
     "he": lambda fan_in, fan_out: 2 / fan_in,
@@ -17,7 +18,10 @@ _VARIANCES = {
 # name: (variance or None, how the weights are drawn)
 SCHEMES = {
     "zeros": (None, "zeros"),
-    "gaussian": ("gaussian", "normal"),
+    "constant": (None, "constant"),
+    "gaussian": ("unit", "normal"),
+    "normal": ("unit", "normal"),
+    "uniform": ("unit", "uniform"),
     "lecun_normal": ("lecun", "normal"),
     "lecun_uniform": ("lecun", "uniform"),
     "glorot_normal": ("glorot", "normal"),
@@ -29,13 +33,15 @@ SCHEMES = {
 
 
 def initialize(scheme, fan_in, fan_out, *, rng, size=(), gain=1.0, dtype=float):
-    """Draw weights W, used as `x @ W`, with mean 0 and the variance of the scheme.
+    """Draw weights W, used as `x @ W`, with mean 0 (but "constant") and the variance of the scheme.
 
     ==========================  =============================  ===================================
     scheme                      variance of one weight         source
     ==========================  =============================  ===================================
     zeros                       0
-    gaussian                    gain^2
+    constant                    0; each weight is gain
+    gaussian or normal          gain^2
+    uniform                     gain^2
     lecun_normal, _uniform      gain^2 / fan_in                LeCun et al. (1998), eq. 16
     glorot_normal, _uniform     2 gain^2 / (fan_in + fan_out)  Glorot & Bengio (2010), eq. 12, 16
     he_normal, _uniform         2 gain^2 / fan_in              He et al. (2015), eq. 10
@@ -73,6 +79,8 @@ def initialize(scheme, fan_in, fan_out, *, rng, size=(), gain=1.0, dtype=float):
 
     if kind == "zeros":
         return np.zeros(shape, dtype)
+    if kind == "constant":
+        return np.broadcast_to(gain, shape).astype(dtype)
     if kind == "orthogonal":
         return (gain * _orthogonal(shape, rng)).astype(dtype)
     std = gain * _VARIANCES[variance](n_in, n_out) ** 0.5
@@ -88,3 +96,100 @@ def _orthogonal(shape, rng):
     # LAPACK fixes the signs of r arbitrarily; without this line q is not uniform.
     q *= np.sign(np.diagonal(r, axis1=-2, axis2=-1))[..., None, :]
     return q if n_in >= n_out else np.swapaxes(q, -1, -2)
+
+
+# The gains of torch.nn.init.calculate_gain, for comparison with `gain`.
+GAINS = {
+    "identity": 1.0,
+    "sigmoid": 1.0,
+    "tanh": 5 / 3,
+    "relu": 2**0.5,
+    "leaky_relu": (2 / (1 + 0.01**2)) ** 0.5,
+    "selu": 3 / 4,
+}
+
+
+def gain(activation):
+    """1 / sqrt(E[f(z)^2]), z ~ N(0, 1): the gain that makes variance 1 a fixed point.
+
+    With weights of variance gain^2 / fan_in ("lecun_normal") and inputs f(z) of wide layers with z of
+    variance 1, the next z have variance gain^2 E[f(z)^2] = 1. For relu it is sqrt(2), He's. It speaks of
+    the forward pass alone, and a fixed point need not be stable.
+
+    `GAINS` are the gains that torch uses. They agree for identity, relu and leaky_relu, not for
+
+    ==========  ===============  ======  =============================================================
+    activation  this definition  torch   why
+    ==========  ===============  ======  =============================================================
+    sigmoid     1.8463           1       torch has no gain for it
+    tanh        1.5925           5/3     slightly too large here: the fixed point is above variance 1
+    selu        1                3/4     Klambauer et al. (2017) make 1 right; torch says it uses 3/4
+                                         for stability
+    ==========  ===============  ======  =============================================================
+
+    Args:
+        activation: a name in `ACTIVATIONS` or an `Activation`.
+
+    Returns:
+        Number. The integral is computed by Gauss-Legendre quadrature on both sides of 0, to about 1e-14:
+        Gauss-Hermite would lose that to the kinks at 0.
+    """
+    x, w = np.polynomial.legendre.leggauss(100)
+    z = 6 * (x + 1)  # on [0, 12]; beyond 12 the normal density is below 1e-31
+    z, w = np.concatenate([-z, z]), 6 * np.concatenate([w, w])
+    density = np.exp(-(z**2) / 2) / (2 * np.pi) ** 0.5
+    return float((w * density * activations.activation(activation).f(z) ** 2).sum() ** -0.5)
+
+
+def lsuv(net, x, *, tolerance=0.01, max_iterations=10):
+    """Rescale each W until x W + b has variance 1 on a batch, first layer first: W /= sqrt(Var).
+
+    Layer-sequential unit-variance initialization starts from orthogonal weights, so call it after
+    `mlp(..., init="orthogonal")`. It changes the weights in place and leaves their directions and the
+    biases alone. Without biases one iteration per layer is exact.
+
+    Args:
+        net: Dense layers, nested in Sequential and skip connections.
+        x: batch of data, shape (..., batch, n_in). The variance is over batch and units.
+        tolerance: rescale while |Var - 1| >= tolerance; above 0.
+        max_iterations: the most rescalings of one layer.
+
+    Returns:
+        The variances reached, shape (number of Dense layers, ...): of each layer and network.
+
+    Raises:
+        ValueError: no Dense layer, or a variance of 0, inf or nan, which no factor repairs.
+
+    Source: Mishkin & Matas (2016), algorithm 1.
+    """
+    max_iterations = positive_integer(max_iterations, "max_iterations")
+    if not tolerance > 0:
+        raise ValueError(f"tolerance: got {tolerance}, expected a number above 0")
+    x, denses, reached = floating(x, "x"), list(_denses(net)), []
+    if not denses:
+        raise ValueError(f"net: got {type(net).__name__} without a Dense layer, expected at least one")
+    for dense in denses:
+        net.forward(x)  # each layer keeps the input it saw
+        W = dense.parameters["W"]
+        for iteration in range(max_iterations + 1):
+            y = dense.forward(dense.x)
+            # Over the batch, the units, and the networks that share this W.
+            variance = y.var(axis=(*range(y.ndim - W.ndim), -2, -1), dtype=float)
+            if not np.all((variance > 0) & np.isfinite(variance)):
+                raise ValueError(f"net: got variance {variance} in Dense layer {len(reached)}, expected it above 0")
+            far = np.abs(variance - 1) >= tolerance
+            if iteration == max_iterations or not far.any():
+                break
+            W /= np.where(far, np.sqrt(variance), 1)[..., None, None]
+        reached.append(variance)
+    return np.stack(reached)
+
+
+def _denses(layer):
+    """The Dense layers inside a layer, in the order of the forward pass."""
+    from .backpropagation import Dense  # that module imports this one
+
+    if isinstance(layer, Dense):
+        yield layer
+    for part in getattr(layer, "layers", [layer.block] if hasattr(layer, "block") else []):
+        yield from _denses(part)

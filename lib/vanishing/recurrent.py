@@ -1,0 +1,384 @@
+"""Recurrent cells with back-propagation through time, and the gradient at every step.
+
+Conventions, on top of those of `backpropagation`:
+
+* A sequence x has shape (..., batch, T, n_in); `forward` returns the hidden states h_1 ... h_T as
+  (..., batch, T, n_hidden). Leading axes are an ensemble of networks.
+* The gates lie side by side in one matrix: W (..., n_in, gates * n_hidden) takes the input,
+  U (..., n_hidden, gates * n_hidden) the state, b (..., gates * n_hidden) is the bias.
+* Inside, time comes first: `h[t]` is the state h_t, (..., batch, n_hidden), and `h[0]` the initial
+  one. A step is one matrix product; the inputs of all steps, and each gradient, are one product.
+
+Source: Werbos (1990) for back-propagation through time.
+"""
+
+from copy import copy
+
+import numpy as np
+
+from . import activations
+from ._validate import floating, generator, lookup, positive_integer
+from .backpropagation import _sum_to
+from .chain_rule import _exponent, _log2_rms
+from .initialization import SCHEMES, initialize
+
+__all__ = ["GRU", "LSTM", "RNN", "gradient_through_time", "spectral_radius"]
+
+
+def spectral_radius(W):
+    """rho(W) = max |eigenvalue|: (..., n, n) -> (...)."""
+    W = floating(W, "W")
+    if W.ndim < 2 or W.shape[-1] != W.shape[-2] or not np.all(np.isfinite(W)):
+        raise ValueError(f"W: got shape {W.shape}, expected finite square matrices (..., n, n)")
+    return np.abs(np.linalg.eigvals(W)).max(axis=-1)
+
+
+def _recurrent_weights(scheme, n, *, rng, size, gain):
+    """U (*size, n, n): a scheme of `initialize`, or `gain` times a matrix of spectral radius 1."""
+    lookup("recurrent_init", scheme, dict.fromkeys(["identity", "spectral_radius", *SCHEMES]))
+    if scheme in SCHEMES:
+        return initialize(scheme, n, n, rng=rng, size=size, gain=gain)
+    U = np.eye(n) if scheme == "identity" else initialize("gaussian", n, n, rng=rng, size=size)
+    U = U / spectral_radius(U)[..., None, None] * np.asarray(gain, dtype=float)[..., None, None]
+    return U + initialize("zeros", n, n, rng=rng, size=size, gain=gain)  # checks size and gain
+
+
+class _Recurrent:
+    """What the cells share: the parameters, and the products before and after the loop over time."""
+
+    gates = 1
+    biases = ("b",)
+
+    def __init__(
+        self, n_in, n_hidden, *, rng, init="glorot_uniform", recurrent_init="orthogonal",
+        gain=1.0, dtype=float, size=(),
+    ):  # fmt: skip
+        n_in, n = positive_integer(n_in, "n_in"), positive_integer(n_hidden, "n_hidden")
+        W = [initialize(init, n_in, n, rng=rng, size=size) for _ in range(self.gates)]
+        U = [_recurrent_weights(recurrent_init, n, rng=rng, size=size, gain=gain) for _ in range(self.gates)]
+        W, U = (np.concatenate(M, axis=-1).astype(dtype) for M in (W, U))
+        self.parameters = {"W": W, "U": U} | {key: np.zeros_like(W[..., 0, :]) for key in self.biases}
+        self.gradients = {}
+        self.n_hidden = n
+
+    def _start(self, x, **initial):
+        """x W + b for all steps, (T, ..., batch, gates n), and room for h_0 ... h_T (and c)."""
+        W, b = self.parameters["W"], self.parameters["b"]
+        x = floating(x, "x")
+        if x.ndim < 3 or x.shape[-1] != W.shape[-2] or x.shape[-2] < 1:
+            raise ValueError(f"x: got shape {x.shape}, expected (..., batch, T, {W.shape[-2]}) with T of at least 1")
+        initial = {name: None if value is None else floating(value, name) for name, value in initial.items()}
+        given = [value for value in initial.values() if value is not None]
+        self.dtype = np.result_type(x, *given, *self.parameters.values())
+        self.x = np.moveaxis(x, -2, 0)
+        a = np.matmul(_rows(self.x), W, dtype=self.dtype)
+        a += b[..., None, :]
+        a = np.moveaxis(a.reshape(*a.shape[:-2], len(self.x), -1, a.shape[-1]), -3, 0)
+
+        states = []
+        for name, value in initial.items():
+            state = _empty(len(a) + 1, (*a.shape[1:-1], self.n_hidden), self.dtype)
+            _fill(state[0], 0 if value is None else value, name)
+            states.append(state)
+        return a, *states
+
+    def backward(self, dy, *, weights=True):
+        """Back-propagation through time: dL/dh_t = dy_t + what comes back from step t + 1.
+
+        Args:
+            dy: dL/dy of all hidden states, shape (..., batch, T, n_hidden).
+            weights: False leaves `gradients` alone and saves the matrix products.
+
+        Returns:
+            dL/dx, shape (..., batch, T, n_in); if an ensemble shares x, one for each member. The
+            gradients of the initial states stay in `d_initial`: (dL/dh_0,), and dL/dc_0 in an LSTM.
+        """
+        expected = _sequence(self.h[1:]).shape
+        if np.shape(dy) != expected:
+            raise ValueError(f"dy: got shape {np.shape(dy)}, expected {expected}")
+        dy, state = np.moveaxis(floating(dy, "dy"), -2, 0), self._start_back()
+        for t in reversed(range(len(dy))):
+            state[0][...] += dy[t]
+            self._back(t, *state)
+        self.d_initial = state
+
+        da, dv = _rows(self.da), _rows(self.dv)  # of x W + b and of h U (+ c)
+        if weights:
+            self._set("W", np.swapaxes(_rows(self.x), -1, -2) @ da)
+            self._set("U", np.swapaxes(_rows(self.h[:-1]), -1, -2) @ dv)
+            for key, d in zip(self.biases, (da, dv)):
+                self._set(key, d.sum(axis=-2))
+        dx = da @ np.swapaxes(self.parameters["W"], -1, -2)
+        return np.swapaxes(dx.reshape(*dx.shape[:-2], len(dy), -1, dx.shape[-1]), -2, -3)
+
+    def _start_back(self):
+        """Room for the gradients of the two products; zero gradients of the last state."""
+        self.da = self.dv = _empty(len(self.a), self.a.shape[1:], self.dtype)
+        return (np.zeros(self.h.shape[1:], self.dtype),)
+
+    def _set(self, key, gradient):
+        self.gradients[key] = _sum_to(gradient, self.parameters[key].shape)
+
+    def _gates(self, a):
+        """The gates of one step, views of (..., batch, n_hidden) each."""
+        n = self.n_hidden
+        return (a[..., k * n : (k + 1) * n] for k in range(self.gates))
+
+
+class RNN(_Recurrent):
+    """h_t = f(x_t W + b + h_(t-1) U), the simple recurrent network.
+
+    Args:
+        n_in, n_hidden: number of inputs and of hidden units.
+        rng: numpy Generator.
+        activation: f, a name or an `Activation`.
+        init: scheme of `initialize` for W, at gain 1. Biases are 0.
+        recurrent_init: scheme of `initialize` for U; or "identity" (with relu the IRNN of Le et
+            al., 2015); or "spectral_radius", Gaussian weights scaled to radius 1.
+        gain: factor on U, a number or an array that broadcasts to `size`. For "identity",
+            "spectral_radius" and "orthogonal" it is the spectral radius of U.
+        dtype: floating dtype of the parameters.
+        size: leading axes of every parameter: an ensemble of independent networks.
+
+    Source: Elman (1990).
+    """
+
+    def __init__(self, n_in, n_hidden, *, rng, activation="tanh", **kwargs):
+        super().__init__(n_in, n_hidden, rng=rng, **kwargs)
+        self.activation = activations.activation(activation)
+
+    def forward(self, x, h0=None):
+        """(..., batch, T, n_in), h0 (..., batch, n_hidden) or 0 -> h_1 ... h_T."""
+        self.a, self.h = self._start(x, h0=h0)
+        for t, a in enumerate(self.a):
+            a += self.h[t] @ self.parameters["U"]
+            self.h[t + 1] = self.activation.f(a)
+        return _sequence(self.h[1:])
+
+    def _back(self, t, dh):
+        """da = dh * f'(a), dh_(t-1) = da U^T; dh is overwritten."""
+        np.multiply(dh, self.activation.df(self.a[t]), out=self.da[t])
+        np.matmul(self.da[t], np.swapaxes(self.parameters["U"], -1, -2), out=dh)
+
+    def state_jacobians(self):
+        """dh_t/dh_(t-1) = U diag f'(a_t), rows for h_(t-1), of the last forward.
+
+        Returns:
+            Array (T, ..., batch, n_hidden, n_hidden): factors for `log10_singular_values(list(J))`.
+        """
+        return self.parameters["U"][..., None, :, :] * self.activation.df(self.a)[..., None, :]
+
+    def _forward_scaled(self, x):
+        """`forward` with `a` and `h` times a power of two, different at each step.
+
+        If f is homogeneous, f'(a) does not notice, and states neither overflow nor underflow.
+        """
+        self.a, self.h = self._start(x, h0=None)
+        h, exponent = self.h[0], np.zeros((), int)  # the true state is h 2^exponent
+        for a in self.a:
+            target = _exponent(np.maximum(_log2_rms(h) + exponent, _log2_rms(a)))
+            h = np.ldexp(h, (exponent - target)[..., None, None])
+            a[...] = np.ldexp(a, -target[..., None, None]) + h @ self.parameters["U"]
+            h, exponent = self.activation.f(a), target
+
+
+class LSTM(_Recurrent):
+    """Long short-term memory: gates i, f, o and candidate g, side by side as (i, f, g, o).
+
+        i, f, o = sigmoid(x_t W + b + h_(t-1) U),  g = tanh(the same, its own columns)
+        c_t = f c_(t-1) + i g,  h_t = o tanh(c_t)
+
+    Args:
+        n_in, n_hidden, rng, init, recurrent_init, gain, dtype, size: as in `RNN`, for each gate.
+        forget_bias: initial bias of the forget gate, a number or an array that broadcasts to
+            `size`; the others are 0. Source: Jozefowicz et al. (2015).
+
+    Source: Hochreiter & Schmidhuber (1997); the forget gate, Gers et al. (2000).
+    """
+
+    gates = 4
+
+    def __init__(self, n_in, n_hidden, *, rng, forget_bias=1.0, **kwargs):
+        super().__init__(n_in, n_hidden, rng=rng, **kwargs)
+        _, f, _, _ = self._gates(self.parameters["b"])
+        _fill(np.moveaxis(f, -1, 0), forget_bias, "forget_bias")
+
+    def forward(self, x, h0=None, c0=None):
+        """(..., batch, T, n_in), h0 and c0 (..., batch, n_hidden) or 0 -> h_1 ... h_T."""
+        self.a, self.h, self.c = self._start(x, h0=h0, c0=c0)
+        self.tanh_c = np.empty_like(self.h[1:])
+        product = np.empty_like(self.a[0])
+        for t, a in enumerate(self.a):
+            a += np.matmul(self.h[t], self.parameters["U"], out=product)
+            i, f, g, o = self._gates(a)  # overwritten by their values, all that backward needs
+            _sigmoid(a[..., : 2 * self.n_hidden])
+            np.tanh(g, out=g)
+            _sigmoid(o)
+            np.multiply(f, self.c[t], out=self.c[t + 1])
+            self.c[t + 1] += i * g
+            np.tanh(self.c[t + 1], out=self.tanh_c[t])
+            np.multiply(o, self.tanh_c[t], out=self.h[t + 1])
+        return _sequence(self.h[1:])
+
+    def _start_back(self):
+        return *super()._start_back(), np.zeros(self.h.shape[1:], self.dtype)
+
+    def _back(self, t, dh, dc):
+        """dc += dh o tanh'(c); then, with s' = s (1 - s) for a sigmoid and 1 - g^2 for tanh,
+
+            da = (dc g i', dc c_(t-1) f', dc i g', dh tanh(c) o')
+            dh_(t-1) = da U^T,  dc_(t-1) = dc f
+
+        dh and dc are overwritten.
+        """
+        a, da, tanh_c = self.a[t], self.da[t], self.tanh_c[t]
+        i, f, g, o = self._gates(a)
+        di, df, dg, do = self._gates(da)
+        dc += dh * o * (1 - tanh_c**2)
+        np.subtract(1, a, out=da)
+        da *= a
+        np.subtract(1, g**2, out=dg)
+        di *= g * dc
+        df *= self.c[t] * dc
+        dg *= i * dc
+        do *= tanh_c * dh
+        dc *= f
+        np.matmul(da, np.swapaxes(self.parameters["U"], -1, -2), out=dh)
+
+
+class GRU(_Recurrent):
+    """Gated recurrent unit: gates r, z and candidate n, side by side as (r, z, n).
+
+        r, z = sigmoid(x_t W + b + h_(t-1) U + c)
+        n = tanh(x_t W + b + r (h_(t-1) U + c)), their own columns each
+        h_t = (1 - z) n + z h_(t-1)
+
+    The reset gate acts after the product with U, as in torch, hence the second bias c.
+
+    Args:
+        n_in, n_hidden, rng, init, recurrent_init, gain, dtype, size: as in `RNN`, for each gate.
+
+    Source: Cho et al. (2014).
+    """
+
+    gates = 3
+    biases = ("b", "c")
+
+    def forward(self, x, h0=None):
+        """(..., batch, T, n_in), h0 (..., batch, n_hidden) or 0 -> h_1 ... h_T."""
+        self.a, self.h = self._start(x, h0=h0)
+        self.v = np.empty_like(self.a)
+        c = self.parameters["c"][..., None, :]
+        for t, (a, v) in enumerate(zip(self.a, self.v)):
+            np.matmul(self.h[t], self.parameters["U"], out=v)
+            v += c
+            r, z, n = self._gates(a)  # overwritten by their values
+            rz = a[..., : 2 * self.n_hidden]
+            rz += v[..., : 2 * self.n_hidden]
+            _sigmoid(rz)
+            n += r * v[..., 2 * self.n_hidden :]
+            np.tanh(n, out=n)
+            self.h[t + 1] = n + z * (self.h[t] - n)
+        return _sequence(self.h[1:])
+
+    def _start_back(self):
+        state = super()._start_back()
+        self.da = np.empty_like(self.dv)
+        return state
+
+    def _back(self, t, dh):
+        """With s' = s (1 - s) for a sigmoid and 1 - n^2 for tanh,
+
+            dn = dh (1 - z) n',  da = (dn v_n r', dh (h_(t-1) - n) z', dn),  dv = da with dn r
+            dh_(t-1) = dh z + dv U^T
+
+        dh is overwritten.
+        """
+        da, dv = self.da[t], self.dv[t]
+        r, z, n = self._gates(self.a[t])
+        dr, dz, dn = self._gates(da)
+        np.multiply(dh * (1 - z), 1 - n**2, out=dn)
+        np.multiply(dn * self.v[t][..., 2 * self.n_hidden :], r * (1 - r), out=dr)
+        np.multiply(dh * (self.h[t] - n), z * (1 - z), out=dz)
+        dv[...] = da
+        dv[..., 2 * self.n_hidden :] *= r
+        dh *= z
+        dh += dv @ np.swapaxes(self.parameters["U"], -1, -2)
+
+
+def gradient_through_time(cell, x, *, rng=None, dy_last=None):
+    """Send a gradient from the last hidden state back through time, and measure it at every step.
+
+    As in `gradient_flow` it is kept near 1 by powers of two, which is exact, and the exponent is
+    carried. The hidden states are rescaled too if f is homogeneous (relu); otherwise not. In an
+    LSTM dL/dh_(t-1) is a product of gates and U with dL/dc_t, so both decay at the same rate.
+
+    Args:
+        cell: RNN, LSTM or GRU. It stays as it is.
+        x: input, shape (..., batch, T, n_in); the initial state is 0.
+        rng: numpy Generator for dL/dh_T, N(0, 1); needed unless `dy_last` is given.
+        dy_last: dL/dh_T, shape (..., batch, n_hidden), instead of a random one.
+
+    Returns:
+        log10 of the root mean square, over batch and units, of dL/dh_t for t = 0 ... T, shape
+        (..., T + 1), float64.
+    """
+    if not isinstance(cell, _Recurrent):
+        raise TypeError(f"cell: got {type(cell).__name__}, expected an RNN, LSTM or GRU")
+    if dy_last is None:
+        generator(rng)
+    cell = copy(cell)
+    homogeneous = isinstance(cell, RNN) and cell.activation.homogeneous
+    (cell._forward_scaled if homogeneous else cell.forward)(x)
+    state = cell._start_back()
+    dh = state[0]
+    _fill(dh, rng.standard_normal(dh.shape) if dy_last is None else dy_last, "dy_last")
+
+    exponent = np.zeros((), int)  # the true gradients are state 2^exponent
+    sizes = [_log2_rms(dh)]
+    for t in reversed(range(len(cell.a))):
+        shift = _exponent(np.max([_log2_rms(part) for part in state], axis=0))
+        if np.any(np.abs(shift) >= 16):
+            exponent = exponent + shift
+            for part in state:
+                np.ldexp(part, -shift[..., None, None], out=part)
+        cell._back(t, *state)
+        sizes.append(_log2_rms(dh) + exponent)
+    return np.log10(2) * np.stack(sizes[::-1], axis=-1)
+
+
+def _empty(T, shape, dtype):
+    """An array (T, ..., batch, n) whose memory is (..., T, batch, n), so that `_rows` is a view."""
+    *lead, batch, n = shape
+    return np.moveaxis(np.empty((*lead, T, batch, n), dtype), -3, 0)
+
+
+def _rows(steps):
+    """(T, ..., batch, n) -> (..., T * batch, n): all steps under each other, for one product."""
+    steps = np.moveaxis(steps, 0, -3)
+    return steps.reshape(*steps.shape[:-3], -1, steps.shape[-1])
+
+
+def _sequence(steps):
+    """(T, ..., batch, n) -> (..., batch, T, n): a view of what backward needs, so read-only."""
+    steps = np.moveaxis(steps, 0, -2)
+    steps.flags.writeable = False
+    return steps
+
+
+def _fill(array, value, name):
+    try:
+        array[...] = value
+    except ValueError:
+        raise ValueError(
+            f"{name}: got shape {np.shape(value)}, expected one that broadcasts to {array.shape}"
+        ) from None
+
+
+def _sigmoid(z):
+    """z <- 1 / (1 + exp(-z)), in place; exp may overflow, and the result is then 0 as it should be."""
+    np.negative(z, out=z)
+    with np.errstate(over="ignore"):
+        np.exp(z, out=z)
+    z += 1
+    np.reciprocal(z, out=z)

@@ -1,0 +1,163 @@
+"""Batches cover an epoch, noise estimates are unbiased, schedules agree with torch."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vanishing import backpropagation as bp
+from vanishing import mini_batch as mb
+
+repeat = settings(derandomize=True, max_examples=30, deadline=None)
+
+
+@repeat
+@given(st.integers(1, 40), st.integers(1, 45), st.booleans())
+def test_an_epoch_visits_each_example_once(n, size, shuffle):
+    """No index twice, none left out, all batches full but the last."""
+    parts = list(mb.batches(n, size, rng=np.random.default_rng(0), shuffle=shuffle))
+    assert [len(p) for p in parts[:-1]] == [size] * (len(parts) - 1) and 1 <= len(parts[-1]) <= size
+    together = np.concatenate(parts)
+    np.testing.assert_array_equal(np.sort(together) if shuffle else together, np.arange(n))
+    if size <= n:
+        full = list(mb.batches(n, size, rng=np.random.default_rng(0), shuffle=shuffle, drop_last=True))
+        assert {len(p) for p in full} == {size} and len(full) == n // size
+        np.testing.assert_array_equal(np.concatenate(full), together[: len(full) * size])
+
+
+def test_shuffle_is_uniform_and_from_rng():
+    """Each example is first equally often (5 standard errors); the next epoch has another order."""
+    rng = np.random.default_rng(0)
+    first = [next(mb.batches(5, 2, rng=rng))[0] for _ in range(4000)]
+    assert np.all(np.abs(np.bincount(first, minlength=5) / 4000 - 0.2) < 5 * (0.16 / 4000) ** 0.5)
+    again = [next(mb.batches(5, 2, rng=np.random.default_rng(0)))[0] for _ in range(2)]
+    assert again[0] == again[1] == first[0]
+
+
+def network(size=()):
+    rng = np.random.default_rng(1)
+    net = bp.mlp([3, 4, 2], activation="tanh", init="lecun_normal", rng=rng, size=size)
+    return net, rng.standard_normal((12, 3)), rng.integers(2, size=12)
+
+
+@pytest.mark.parametrize("size", [(), (2,)])
+def test_per_example_gradients_agree_with_torch(size):
+    """Each row is the gradient of one example's loss; with and without an ensemble."""
+    net, x, labels = network(size)
+
+    def d_loss(y, i):
+        return bp.d_cross_entropy(y, labels[i])
+
+    each = mb.batch_gradients(net, x, d_loss, mb.batches(12, 1, shuffle=False))
+    parameters = {k: torch.tensor(p, requires_grad=True) for k, p in net.parameters.items()}
+    W0, b0, W1, b1 = parameters.values()
+    y = torch.tanh(torch.tensor(x) @ W0 + b0[..., None, :]) @ W1 + b1[..., None, :]
+    log_p = torch.log_softmax(y, -1)
+    for i in range(12):
+        expected = torch.autograd.grad(-log_p[..., i, labels[i]].sum(), list(parameters.values()), retain_graph=True)
+        for key, t in zip(parameters, expected):
+            np.testing.assert_allclose(each[key][i], t, rtol=1e-10, atol=1e-14)
+
+
+def test_the_batch_gradient_is_the_mean_of_its_parts():
+    """Batches of 4 against single examples, in a random order."""
+    net, x, labels = network()
+
+    def d_loss(y, i):
+        return bp.d_cross_entropy(y, labels[i])
+
+    order = list(mb.batches(12, 4, rng=np.random.default_rng(2)))
+    each = mb.batch_gradients(net, x, d_loss, mb.batches(12, 1, shuffle=False))
+    for key, g in mb.batch_gradients(net, x, d_loss, order).items():
+        np.testing.assert_allclose(g, [each[key][i].mean(axis=0) for i in order], atol=1e-14)
+    dense = net.layers[-1]  # a single layer reuses its dict of gradients
+    two = mb.batch_gradients(dense, np.eye(4), lambda y, i: np.ones_like(y), [[0], [1]])
+    np.testing.assert_array_equal(two["W"][:, :, 0], np.eye(4)[:2])
+
+
+@pytest.mark.parametrize("B", [1, 4])
+def test_noise_estimates_are_unbiased(B):
+    """The mean of 4,000 estimates is within 5 standard errors of the truth, for batches too."""
+    G, std = np.array([0.3, -0.2, 0.1]), np.array([1.0, 0.5, 2.0])
+    g = G + std / B**0.5 * np.random.default_rng(0).standard_normal((6, 4000, 3))
+    noise = mb.gradient_noise(g, batch_size=B, ensemble_axes=1)
+    for estimate, truth in ((noise.squared_norm, G @ G), (noise.trace, std @ std)):
+        assert abs(estimate.mean() - truth) < 5 * estimate.std() / 4000**0.5
+
+
+@repeat
+@given(st.integers(2, 6), st.integers(1, 5), st.integers(0, 10**6))
+def test_noise_is_the_estimator_from_two_batch_sizes(k, B, seed):
+    """McCandlish et al., A.1: the k batches as the small ones, all together as the big one."""
+    g = 1 + np.random.default_rng(seed).standard_normal((k, 4))
+    small, big = (g**2).sum(axis=1).mean(), (g.mean(axis=0) ** 2).sum()
+    noise = mb.gradient_noise(g, batch_size=B)
+    squared_norm, trace = (k * B * big - B * small) / (k * B - B), (small - big) / (1 / B - 1 / (k * B))
+    np.testing.assert_allclose(noise[:2], [squared_norm, trace], rtol=1e-9, atol=1e-12)
+    if squared_norm > 1e-6:
+        np.testing.assert_allclose(noise.scale, trace / squared_norm, rtol=1e-6)
+
+
+def test_noise_of_a_network_and_of_an_ensemble():
+    """A dict is one long vector; each network has its own estimate; no signal means an infinite scale."""
+    rng = np.random.default_rng(3)
+    gradients = {"W": 1 + rng.standard_normal((5, 2, 3, 4)), "b": 1 + rng.standard_normal((5, 2, 4))}
+    both = mb.gradient_noise(gradients, ensemble_axes=1)
+    for i in range(2):
+        flat = np.concatenate([g[:, i].reshape(5, -1) for g in gradients.values()], axis=1)
+        np.testing.assert_allclose([part[i] for part in both], mb.gradient_noise(flat), rtol=1e-12)
+    opposite = mb.gradient_noise(np.array([[1.0, 0], [-1, 0]]))
+    assert opposite.squared_norm < 0 and opposite.scale == np.inf
+
+
+STEPS = np.arange(60)
+torch_schedules = torch.optim.lr_scheduler
+
+
+@pytest.mark.parametrize(
+    "ours, theirs",
+    [
+        (mb.constant_rate(STEPS, 0.3), lambda o: torch_schedules.ConstantLR(o, factor=1.0)),
+        (mb.step_decay(STEPS, 0.3, every=7, factor=0.5), lambda o: torch_schedules.StepLR(o, 7, 0.5)),
+        (mb.step_decay(STEPS, 0.3, every=20), lambda o: torch_schedules.StepLR(o, 20)),
+        (mb.cosine_decay(STEPS, 0.3, steps=60, final=0.01), lambda o: torch_schedules.CosineAnnealingLR(o, 60, 0.01)),
+        (mb.warm_up(STEPS, 0.3, steps=10), lambda o: torch_schedules.LinearLR(o, 0.1, 1.0, 9)),
+    ],
+    ids=["constant", "step", "step-default", "cosine", "warm_up"],
+)
+def test_schedules_agree_with_torch(ours, theirs):
+    """Off by one step is the usual fault."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    schedule, rates = theirs(optimizer), []
+    for _ in STEPS:
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    np.testing.assert_allclose(ours, rates, rtol=1e-12)
+
+
+def test_schedules_compose_and_end():
+    """Warm-up times cosine; cosine stays at its end; numbers go in and out."""
+    assert mb.cosine_decay(500, 0.3, steps=60, final=0.01) == pytest.approx(0.01)
+    assert mb.warm_up(4, mb.cosine_decay(4, 0.2, steps=8), steps=10) == pytest.approx(0.05)
+    assert np.ndim(mb.constant_rate(3, 0.1)) == 0
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda: mb.batches(0, 2, shuffle=False), ValueError, "n: got 0, expected at least 1"),
+        (lambda: mb.batches(4, 2), TypeError, "rng: got NoneType"),
+        (lambda: mb.batches(4, 5, shuffle=False, drop_last=True), ValueError, "size: got 5, expected at most n = 4"),
+        (lambda: mb.batch_gradients(None, np.ones((2, 2)), None, []), ValueError, "batches: got none"),
+        (lambda: mb.gradient_noise(np.ones((1, 3))), ValueError, r"gradients: got shapes \[\(1, 3\)\], expected .* at least 2"),
+        (lambda: mb.gradient_noise([np.ones((2, 3)), np.ones((3, 3))]), ValueError, r"gradients: got shapes \[\(2, 3\), \(3, 3\)\]"),
+        (lambda: mb.gradient_noise(np.ones((2, 3)), batch_size=0.5), TypeError, "batch_size: got 0.5"),
+        (lambda: mb.warm_up(0, 0.1, steps=0), ValueError, "steps: got 0"),
+        (lambda: mb.step_decay(0, 0.1, every=0), ValueError, "every: got 0"),
+    ],
+)  # fmt: skip
+def test_bad_input(call, error, message):
+    """Errors name the argument, what came and what was expected."""
+    with pytest.raises(error, match=message):
+        call()
