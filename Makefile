@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/ready
 
-.PHONY: book serve notebooks lab test screenshot lint clean
+.PHONY: book serve notebooks lab test bench screenshot lint clean
 
 book: $(SETUP)  ## the site, in _build/html
 	@$(BIN)/python tools/book.py
@@ -21,6 +21,9 @@ lab: notebooks  ## the notebooks in JupyterLab
 
 test: book notebooks lint  ## everything that must hold before a change is merged
 	$(BIN)/python -m pytest tests notebooks
+
+bench: $(SETUP)  ## speed, as ratios measured in one run, on a quiet machine
+	@$(BIN)/python tools/bench.py
 
 screenshot: book  ## the picture in README.md, from the built site (needs Chromium)
 	$(BIN)/python tools/screenshot.py

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vanishing import adam
 
 repeat = settings(derandomize=True, max_examples=40, deadline=None)

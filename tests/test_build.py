@@ -12,6 +12,7 @@ import sys
 import time
 
 import pytest
+
 from conftest import ROOT
 
 pytestmark = pytest.mark.xdist_group("build")

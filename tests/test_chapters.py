@@ -9,7 +9,6 @@ import math
 import re
 import textwrap
 
-import book
 import pytest
 import yaml
 from markdown_it import MarkdownIt
@@ -17,6 +16,8 @@ from mdit_py_plugins.colon_fence import colon_fence_plugin
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 from mdit_py_plugins.front_matter import front_matter_plugin
 from mdit_py_plugins.myst_role import myst_role_plugin
+
+import book
 from vanishing import exercises, ledger
 
 CHAPTERS = sorted({page.parent.name for page in book.toc_pages() if page.parent.parent.name == "chapters"})

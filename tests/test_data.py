@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
+
 from vanishing import backpropagation as bp
 from vanishing.data import adding_problem, characters, copy_task, digits, digits_sequence
 

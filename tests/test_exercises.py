@@ -2,9 +2,10 @@
 
 import re
 
-import book
 import numpy as np
 import pytest
+
+import book
 from vanishing import exercises
 
 TOPICS = sorted({page.parent.name for page in book.toc_pages() if page.name == "exercises.md"})

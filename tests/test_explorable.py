@@ -3,6 +3,7 @@
 import altair as alt
 import numpy as np
 import pytest
+
 from vanishing.explorable import MIME, Explorable
 
 

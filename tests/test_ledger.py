@@ -1,6 +1,7 @@
 """The ledger: a verdict stands only while its tests hold."""
 
 import pytest
+
 from vanishing import ledger
 
 

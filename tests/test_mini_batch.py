@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vanishing import backpropagation as bp
 from vanishing import mini_batch as mb
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vanishing import backpropagation as bp
 from vanishing import normalization as nm
 

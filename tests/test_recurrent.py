@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from vanishing import backpropagation as bp
 from vanishing import recurrent as rc
 

@@ -7,10 +7,11 @@ import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urljoin, urlparse
 
-import book
 import numpy as np
 import pytest
 from lxml import html
+
+import book
 
 pytestmark = pytest.mark.xdist_group("browser")
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vanishing import backpropagation as bp
 
 sm = importlib.import_module("vanishing.softmax")  # vg.softmax is the function

@@ -14,6 +14,7 @@ from docutils.parsers.rst import Directive
 from myst_nb.core.render import load_mime_renders
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinxcontrib import katex
+
 from vanishing import exercises, explorable, ledger
 
 BUILD = Path(__file__).resolve().parent.parent / "_build"
@@ -185,6 +186,19 @@ def write_vega(app):
     app.config.html_static_path.append(str(VEGA.parent))
 
 
+def plain_docstring(app, what, name, obj, options, lines):
+    """Docstrings are written to be read in the source: their formulas are no reStructuredText.
+
+    `name` becomes ``name``; a star, a bar or an underscore elsewhere stands for itself.
+    """
+    for i, line in enumerate(lines):
+        bullet, text = re.match(r"(\s*\* )?(.*)", line).groups()
+        pieces = re.split(r"(``.+?``|`[^`]+`)", text)
+        pieces[::2] = [re.sub(r"([*|]|_(?=\W|$))", r"\\\1", text) for text in pieces[::2]]
+        pieces[1::2] = [f"``{code.strip('`')}``" for code in pieces[1::2]]
+        lines[i] = (bullet or "") + "".join(pieces)
+
+
 def start_katex(rundir, timeout):
     """Start the renderer of mathematics and connect to it.
 
@@ -224,5 +238,6 @@ def setup(app):
     app.add_directive("ledger", LedgerTable)
     app.connect("doctree-resolved", fill_ledgers)
     app.connect("builder-inited", write_vega)
+    app.connect("autodoc-process-docstring", plain_docstring, priority=400)  # before napoleon's
     app.add_js_file("explorable.js", loading_method="defer")
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -2,8 +2,9 @@
 
 import shutil
 
-from book import ROOT, SITE
 from playwright.sync_api import sync_playwright
+
+from book import ROOT, SITE
 
 with sync_playwright() as play:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")  # else Playwright's own

@@ -49,16 +49,31 @@ def d_identity(z):
 def sigmoid(z):
     """f(z) = 1 / (1 + exp(-z)) = exp(min(z, 0)) / (1 + exp(-|z|)), which cannot overflow."""
     z = floating(z)
-    return np.exp(_negative_part(z)) / (1 + np.exp(-_abs(z)))
+    y = np.exp(_negative_part(z))
+    y /= 1 + np.exp(-_abs(z))
+    return y
 
 
-def d_sigmoid(z):
+def d_sigmoid(z, y=None):
     """f'(z) = f(z) (1 - f(z)) = e / (1 + e)^2 with e = exp(-|z|).
 
-    The first form rounds to 0 at z = 37; the second does not.
+    The first form rounds to 0 at z = 37, the second does not. `y`, if it is at hand, is f(z):
+    then the first form is used, which is faster, wherever it is accurate.
     """
-    e = np.exp(-_abs(floating(z)))
+    z = floating(z)
+    if y is not None:
+        slope = y * (1 - y)
+        return _with_exact_tail(slope, z, d_sigmoid)
+    e = np.exp(-_abs(z))
     return e / (1 + e) ** 2
+
+
+def _with_exact_tail(slope, z, exact):
+    """Replace the slopes in which 1 - |y| has lost digits, which only saturated units have."""
+    flat = slope < 0.01
+    if flat.any():
+        slope[flat] = exact(z[flat])
+    return slope
 
 
 def d2_sigmoid(z):
@@ -71,9 +86,14 @@ def tanh(z):
     return np.tanh(floating(z))
 
 
-def d_tanh(z):
-    """f'(z) = 1 - tanh(z)^2 = 4 sigmoid'(2z)."""
-    return 4 * d_sigmoid(2 * floating(z))
+def d_tanh(z, y=None):
+    """f'(z) = 1 - tanh(z)^2 = 4 sigmoid'(2z). `y`, if it is at hand, is f(z), as in `d_sigmoid`."""
+    z = floating(z)
+    if y is not None:
+        slope = y * y
+        np.subtract(1, slope, out=slope)
+        return _with_exact_tail(slope, z, d_tanh)
+    return 4 * d_sigmoid(2 * z)
 
 
 def d2_tanh(z):
@@ -197,6 +217,7 @@ class Activation:
         f, df: z -> f(z) and z -> f'(z), arrays of the same shape.
         d2f: z -> f''(z), or None where the book does not need it.
         homogeneous: whether f(c z) = c f(z) for every c > 0.
+        slope_from_value: whether df takes f(z) as a second argument and is faster with it.
     """
 
     name: str
@@ -204,14 +225,15 @@ class Activation:
     df: Callable
     d2f: Callable | None = None
     homogeneous: bool = False
+    slope_from_value: bool = False
 
 
 ACTIVATIONS = {
     a.name: a
     for a in (
         Activation("identity", identity, d_identity, homogeneous=True),
-        Activation("sigmoid", sigmoid, d_sigmoid, d2_sigmoid),
-        Activation("tanh", tanh, d_tanh, d2_tanh),
+        Activation("sigmoid", sigmoid, d_sigmoid, d2_sigmoid, slope_from_value=True),
+        Activation("tanh", tanh, d_tanh, d2_tanh, slope_from_value=True),
         Activation("softsign", softsign, d_softsign),
         Activation("relu", relu, d_relu, homogeneous=True),
         Activation("leaky_relu", leaky_relu, d_leaky_relu, homogeneous=True),

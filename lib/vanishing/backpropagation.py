@@ -4,13 +4,14 @@ Conventions, for every layer:
 
 * Inputs are rows: x has shape (..., batch, n). Leading axes are an ensemble of networks.
 * `parameters` is a dict of plain arrays and `gradients` a dict with the same keys, so a training
-  loop is the same for one layer and for a network, and updates in place:
+  loop is the same for one layer and for a network, and updates in place::
 
       gradients = net.gradients
       for key, p in net.parameters.items():
           p -= 0.1 * gradients[key]
 
-* The only state is `x`, the input of the last `forward`, which `backward` and `jacobian` use.
+* The only state is `x`, the input of the last `forward`, which `backward` and `jacobian` use
+  (and, where the derivative is found from it, the output `y`).
 """
 
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ class Dense:
         if np.ndim(x) < 2 or np.shape(x)[-1] != W.shape[-2]:
             raise ValueError(f"x: got shape {np.shape(x)}, expected (..., batch, {W.shape[-2]})")
         self.x = x
-        return x @ W + b[..., None, :]
+        y = x @ W
+        return np.add(y, b[..., None, :], out=y) if y.dtype == np.result_type(y, b) else y + b[..., None, :]
 
     def backward(self, dy, *, weights=True):
         """dL/dx = dy W^T, and the gradients dL/dW = x^T dy, dL/db = sum of dy over the batch.
@@ -92,16 +94,20 @@ class Activate:
 
     def forward(self, x):
         """y = f(x): (..., batch, n) -> the same shape."""
-        self.x = x
-        return self.activation.f(x)
+        self.x, self.y = x, self.activation.f(x)
+        return self.y
 
     def backward(self, dy, *, weights=True):
         """dL/dx = dy * f'(x), same shape."""
-        return dy * self.activation.df(self.x)
+        return self._slope() * dy
+
+    def _slope(self):
+        """f'(x), from f(x) where that is faster."""
+        return self.activation.df(self.x, self.y) if self.activation.slope_from_value else self.activation.df(self.x)
 
     def jacobian(self, before=None):
         """dy/dx = diag f'(x), shape (..., batch, n, n); see `Dense.jacobian`."""
-        slope = self.activation.df(self.x)[..., None, :]
+        slope = self._slope()[..., None, :]
         return (np.eye(slope.shape[-1], dtype=slope.dtype) if before is None else before) * slope
 
 

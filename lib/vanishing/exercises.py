@@ -2,7 +2,7 @@
 
 An exercise lives in `chapters/<topic>/exercises.md` only: its statement, its solution
 between markers, and its check in a cell tagged `check`. A check is a set of properties,
-each a small function of the attempt and of fresh random input:
+each a small function of the attempt and of fresh random input::
 
     @vg.expects("chain-rule/log-product", "adds the logarithms", points=2)
     def _(attempt, rng):

@@ -17,8 +17,8 @@ inputs become alike; where chi > 1 (the chaotic phase) gradients explode and sim
 Source: Poole et al. (2016); Schoenholz et al. (2017).
 """
 
+from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
 
 import numpy as np
 
@@ -28,13 +28,16 @@ from ._validate import floating
 __all__ = ["MeanField", "c_map", "critical_weight_variance", "mean_field", "q_map"]
 
 
-class MeanField(NamedTuple):
+@dataclass(frozen=True)
+class MeanField:
     """The fixed point of an infinitely wide network; arrays of one shape.
+
+    It unpacks as `q, chi, depth_scale = mean_field(...)`.
 
     Attributes:
         q: fixed point of the length map, E[z^2].
         chi: factor of the squared gradient per layer.
-        depth_scale: xi_c, the number of layers in which c - c* falls by a factor of e.
+        depth_scale: xi_c, the number of layers in which c - c* falls by a factor of e; above 0.
         c: c*, the stable fixed point of the correlation map; 1 in the ordered phase.
     """
 
@@ -42,6 +45,9 @@ class MeanField(NamedTuple):
     chi: np.ndarray
     depth_scale: np.ndarray
     c: np.ndarray
+
+    def __iter__(self):
+        return iter((self.q, self.chi, self.depth_scale))
 
     @property
     def gradient_scale(self):
@@ -67,9 +73,11 @@ def mean_field(activation, weight_variance, bias_variance=0.0, *, q0=1.0):
             that an increasing length map meets.
 
     Returns:
-        MeanField in the dtype of `weight_variance`. Two limits:
+        MeanField in the dtype of `weight_variance`. q and chi are right to 1e-10. So are c and depth_scale
+        but close to the critical line on its chaotic side: depth_scale to 1e-6 at 2 % from it with bias
+        variance 3, to 1e-2 with 30. Two limits:
 
-        * q = inf where the map diverges (relu above 2). Then chi is the limit of large q, c = 1, and
+        * q = inf where the map diverges, or passes 1e12 (relu above 2). Then chi is the limit of large q, c = 1, and
           depth_scale = inf, because c approaches 1 as a power of depth.
         * q = 0 where all signals die out (tanh up to 1 without biases). Then c = 1 and depth_scale are
           the limits of small biases.
@@ -88,21 +96,7 @@ def mean_field(activation, weight_variance, bias_variance=0.0, *, q0=1.0):
     if np.ndim(q0) or not 0 < q0 < np.inf:
         raise ValueError(f"q0: got {q0}, expected a number above 0")
 
-    if f.homogeneous:  # E[f(z)^2] = q E[f'(z)^2]: the length map is a straight line of slope chi
-        chi = weight * _slope_of_homogeneous(f)
-        level = np.isclose(chi, 1, rtol=1e-14, atol=0)
-        q = np.where(level & (bias == 0), q0, np.where(level | (chi > 1), np.inf, bias / np.where(chi < 1, 1 - chi, 1)))
-    else:
-
-        def gap(q, i):
-            square, growth = _mean_square(f.f, q)
-            return weight[i] * square + bias[i] - q, weight[i] * growth - 1
-
-        table = np.union1d(_LENGTHS, q0)
-        gaps = weight[:, None] * _mean_square(f.f, table)[0] + bias[:, None] - table
-        q = _first_crossing(gap, gaps, table, start=np.searchsorted(table, q0))
-        chi = weight * _mean_square(f.df, q)[0]
-
+    q, chi = _fixed_point(f, weight, bias, q0)
     c, rate = np.ones_like(q), np.where(np.isinf(q), 1, chi)
     chaotic = (chi > 1) & np.isfinite(q) & (q > 0)
     if chaotic.any():
@@ -124,8 +118,9 @@ def critical_weight_variance(activation, bias_variance=0.0):
         bias_variance: number or array of numbers of at least 0.
 
     Returns:
-        Number or array of the shape of `bias_variance`. Where no finite q solves the equation, the limit
-        for large q. relu gives 2 for every bias variance: without biases any q will do, with biases q = inf.
+        Number or array of the shape of `bias_variance`. relu gives 2 for every bias variance: without biases
+        any q will do, with biases q = inf. nan where no weight variance gives chi = 1 in `mean_field`, because
+        q jumps, and chi with it (gelu and silu, with small biases).
 
     Raises:
         ValueError: a variance out of range.
@@ -146,7 +141,9 @@ def critical_weight_variance(activation, bias_variance=0.0):
     with np.errstate(all="ignore"):  # the slope of a bounded f is 0 for the largest q
         gaps = bias[:, None] + _mean_square(f.f, _LENGTHS)[0] / _mean_square(f.df, _LENGTHS)[0] - _LENGTHS
     q = _first_crossing(gap, gaps, _LENGTHS, start=0)
-    return (1 / _mean_square(f.df, q)[0]).reshape(shape).astype(dtype)[()]
+    weight = 1 / _mean_square(f.df, q)[0]
+    weight[np.abs(_fixed_point(f, weight, bias)[1] - 1) > 1e-4] = np.nan  # that q is not the one reached
+    return weight.reshape(shape).astype(dtype)[()]
 
 
 def q_map(activation, q, weight_variance, bias_variance=0.0):
@@ -172,6 +169,10 @@ def c_map(activation, c, q, weight_variance, bias_variance=0.0):
         activation: a name in `ACTIVATIONS` or an `Activation`.
         c: numbers in -1 ... 1.
         q, weight_variance, bias_variance: numbers of at least 0; all broadcast.
+
+    The expectation is a series of 128 Hermite polynomials, exact to rounding for |c| < 0.75. Nearer to 1 or
+    -1 the error is below 1e-4 for kinked functions, and for sigmoid and tanh with q up to 10; at
+    q = 200 it is 0.03 next to -1.
 
     Source: Poole et al. (2016).
     """
@@ -248,19 +249,22 @@ def _hermite(terms=128):
 
 
 def _tails(f, q):
-    """T_j = sum over k > j of a_k^2, with a_k = E[f(sqrt(q) xi) h_k(xi)], shape (n, terms).
+    """T_j = sum over k > j of a_k^2, with a_k = E[f(sqrt(q) xi) h_k(xi)], shape (n, terms + 1).
 
-    E[f(z1) f(z2)] is the sum of a_k^2 c^k (Mehler's formula), which is E[f(z)^2] - (1 - c) sum T_j c^j.
+    E[f(z1) f(z2)] is the sum of a_k^2 c^k (Mehler's formula), which is E[f(z)^2] - (1 - c) S(c) with
+    S(c) = sum T_j c^j. The last column is what is left of S(1) = q E[f'(z)^2].
     """
     x, _ = _nodes()
     a = np.concatenate([f.f(np.sqrt(part)[:, None] * x) @ _hermite() for part in np.array_split(q, len(q) // 64 + 1)])
-    return np.maximum(_mean_square(f.f, q)[0][:, None] - np.cumsum(a**2, axis=-1), 0)
+    tails = np.maximum(_mean_square(f.f, q)[0][:, None] - np.cumsum(a**2, axis=-1), 0)
+    left = q * _mean_square(f.df, q)[0] - tails.sum(axis=-1)
+    return np.concatenate([tails, np.maximum(left, 0)[:, None]], axis=-1)
 
 
 def _polynomial(tails, c):
     """S = sum T_j c^j and dS/dc, by Horner's rule."""
-    S, dS = np.zeros((2, len(c)))
-    for T in tails.T[::-1]:
+    S, dS = np.where(c > 0, tails[:, -1], 0), np.zeros(len(c))  # for c < 0 what is left nearly cancels
+    for T in tails.T[-2::-1]:
         S, dS = S * c + T, dS * c + S
     return S, dS
 
@@ -286,6 +290,24 @@ def _correlation(tails, scale):
 
 # Beyond 2^40 = 1e12 rounding decides whether there is a fixed point.
 _LENGTHS = np.concatenate([[0], 2.0 ** np.arange(-50, 41)])
+
+
+def _fixed_point(f, weight, bias, q0=1.0):
+    """q and chi for variances of shape (n,); see `mean_field`."""
+    if f.homogeneous:  # E[f(z)^2] = q E[f'(z)^2]: the length map is a straight line of slope chi
+        chi = weight * _slope_of_homogeneous(f)
+        level = np.isclose(chi, 1, rtol=1e-14, atol=0)
+        q = np.where(chi < 1, bias / np.where(chi < 1, 1 - chi, 1), np.inf)
+        return np.where(level, np.where(bias == 0, q0, np.inf), q), chi
+
+    def gap(q, i):
+        square, growth = _mean_square(f.f, q)
+        return weight[i] * square + bias[i] - q, weight[i] * growth - 1
+
+    table = np.union1d(_LENGTHS, q0)
+    gaps = weight[:, None] * _mean_square(f.f, table)[0] + bias[:, None] - table
+    q = _first_crossing(gap, gaps, table, start=np.searchsorted(table, q0))
+    return q, weight * _mean_square(f.df, q)[0]
 
 
 def _first_crossing(gap, gaps, table, start):

@@ -306,6 +306,7 @@ class GRU(_Recurrent):
         dh += dv @ np.swapaxes(self.parameters["U"], -1, -2)
 
 
+@np.errstate(divide="ignore", over="ignore")  # as in gradient_flow
 def gradient_through_time(cell, x, *, rng=None, dy_last=None):
     """Send a gradient from the last hidden state back through time, and measure it at every step.
 

@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import closing
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -192,7 +193,7 @@ def _answers(function, points, jobs):
     answers = _on_dask(tasks, backend.client) if on_dask else _on_joblib(tasks, jobs)
     try:
         for index, value, trace in answers:
-            if isinstance(value, _Packed):
+            if pack and isinstance(value, bytes):
                 try:
                     value = _cloudpickle().loads(value)
                 except Exception as error:  # some exceptions can be pickled and not unpickled
@@ -257,29 +258,31 @@ def _on_dask(tasks, client):
             client.cancel([future for _, future in pending.values()])
 
 
-class _Packed(bytes):
-    """A pickled result."""
-
-
 def _attempt(function, index, point, pack):
     """One point: (index, result, None) or (index, exception, traceback).
 
     The result is pickled here, where one that cannot be is a failure of this point and of no other.
     """
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1):
+    with _blas(len(sys.modules)).limit(limits=1):
         try:
             value, trace = function(**point), None
         except (Exception, SystemExit) as error:
             value, trace = error, _trace(error, skip=1)
     if pack:
         try:
-            value = _Packed(_cloudpickle().dumps(value))
+            value = _cloudpickle().dumps(value)
         except Exception as error:
             trace = trace or f"TypeError: the result, {type(value).__name__}, cannot be pickled: {error}"
             value = TypeError(trace.splitlines()[-1])
     return index, value, trace
+
+
+@lru_cache(maxsize=1)
+def _blas(modules):
+    """The BLAS libraries. To find them takes 0.5 ms, so they are looked for when modules have been imported."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def _trace(error, skip=0):

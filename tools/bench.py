@@ -1,0 +1,185 @@
+"""How fast the library is, as ratios measured in one run: `make bench`.
+
+Each row times the library and something else on the same work, taking turns, and prints the
+ratio of the medians beside the wanted one. Nothing here is a test: a busy machine must not
+turn a right program into a failing one. Quiet the machine first; seconds are not comparable
+between machines, ratios roughly are.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from functools import reduce
+
+THREADS = "1"  # one BLAS thread for all: what a sweep or a build gives each process
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[name] = THREADS
+
+import numpy as np
+import torch
+
+import vanishing as vg
+
+torch.set_num_threads(int(THREADS))
+REPEATS = 9
+
+
+def medians(**functions):
+    """Median seconds of each function, called in turns; one round to warm up."""
+    seconds = {name: [] for name in functions}
+    for _ in range(REPEATS + 1):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: float(np.median(s[1:])) for name, s in seconds.items()}
+
+
+def row(what, ours, other, wanted, than):
+    print(f"{what:46s} {1e3 * ours:9.1f} {1e3 * other:9.1f} {ours / other:7.2f}   {wanted:<9s} {than}", flush=True)
+
+
+def torch_flow(weights, x, activation, parameters):
+    """The same record by autograd: log10 RMS of every activation and of its gradient."""
+    h = x.clone().requires_grad_(True)
+    kept = [h]
+    for W, b in weights:
+        W.requires_grad_(parameters)
+        b.requires_grad_(parameters)
+        W.grad = b.grad = None
+        h = activation(h @ W + b)
+        h.retain_grad()
+        kept.append(h)
+    h.backward(torch.randn_like(h))
+    return [
+        (k.detach().square().mean().sqrt().log10().item(), k.grad.square().mean().sqrt().log10().item()) for k in kept
+    ]
+
+
+def network(depth, width, size=()):
+    rng = np.random.default_rng(0)
+    net = vg.mlp(
+        [width] * (depth + 1), activation="tanh", output_activation="tanh", init="glorot_normal",
+        rng=rng, dtype=np.float32, size=size,
+    )  # fmt: skip
+    return net, [block.layers[0].parameters for block in net.layers]
+
+
+def products(weights, x):
+    """The matrix products of a pass forward and a pass backward, and nothing else."""
+    for p in weights:
+        x = x @ p["W"]
+    for p in reversed(weights):
+        x = x @ np.swapaxes(p["W"], -1, -2)
+
+
+def bench_gradient_flow():
+    net, weights = network(50, 256)
+    x = np.random.default_rng(1).standard_normal((256, 256)).astype(np.float32)
+    tensors = [(torch.tensor(p["W"]), torch.tensor(p["b"])) for p in weights]
+    tx = torch.tensor(x)
+    m = medians(
+        ours=lambda: vg.gradient_flow(net, x, rng=np.random.default_rng(2)),
+        autograd=lambda: torch_flow(tensors, tx, torch.tanh, True),
+        lean=lambda: torch_flow(tensors, tx, torch.tanh, False),
+        products=lambda: products(weights, x),
+    )
+    what = "gradient_flow, 50 x 256, batch 256, float32"
+    row(what, m["ours"], m["autograd"], "<= 0.75", "torch autograd, as a model is trained")
+    row(what, m["ours"], m["lean"], "", "torch autograd, weights frozen")
+    row(what, m["ours"], m["products"], "<= 1.35", "its matrix products alone")
+
+
+def bench_ensemble():
+    net, weights = network(50, 128, size=(64,))
+    x = np.random.default_rng(1).standard_normal((64, 128)).astype(np.float32)
+    tensors = [[(torch.tensor(p["W"][i]), torch.tensor(p["b"][i])) for p in weights] for i in range(64)]
+    tx = torch.tensor(x)
+    m = medians(
+        ours=lambda: vg.gradient_flow(net, x, rng=np.random.default_rng(2)),
+        loop=lambda: [torch_flow(t, tx, torch.tanh, True) for t in tensors],
+        products=lambda: products(weights, np.broadcast_to(x, (64, *x.shape))),
+    )
+    what = "64 networks, 50 x 128, batch 64, float32"
+    row(what, m["ours"], m["loop"], "<= 0.6", "a loop over torch")
+    row(what, m["ours"], m["products"], "<= 1.5", "the matrix products alone")
+
+
+def bench_spectrum():
+    net, weights = network(50, 128)
+    x = np.random.default_rng(1).standard_normal(128).astype(np.float32)
+    tensors = [(torch.tensor(p["W"]), torch.tensor(p["b"])) for p in weights]
+
+    def by_torch():
+        jacobian = torch.func.jacrev(lambda h: reduce(lambda h, t: torch.tanh(h @ t[0] + t[1]), tensors, h))(
+            torch.tensor(x)
+        )
+        return torch.linalg.svdvals(jacobian).log10()
+
+    m = medians(ours=lambda: vg.log10_singular_values(net, x), jacrev=by_torch)
+    row("log-spectrum, 50 x 128", m["ours"], m["jacrev"], "<= 1", "torch.func.jacrev and its SVD")
+    right, wrong = vg.log10_singular_values(net, x), by_torch().numpy()
+    print(f"    smallest singular value, log10: {right[-1]:.2f} by QR, {wrong[-1]:.2f} by jacrev in float32")
+
+
+def bench_lstm():
+    rng = np.random.default_rng(0)
+    cell = vg.LSTM(64, 128, rng=rng, dtype=np.float32)
+    x = rng.standard_normal((64, 100, 64)).astype(np.float32)
+    dy = rng.standard_normal((64, 100, 128)).astype(np.float32)
+    other = torch.nn.LSTM(64, 128, batch_first=True)
+    tx, tdy = torch.tensor(x, requires_grad=True), torch.tensor(dy)
+
+    def ours():
+        cell.forward(x)
+        cell.backward(dy)
+
+    m = medians(ours=ours, torch=lambda: other(tx)[0].backward(tdy))
+    row("LSTM, T = 100, batch 64, hidden 128", m["ours"], m["torch"], "<= 1.5", "torch.nn.LSTM with autograd")
+
+
+def bench_import():
+    code = (
+        "import sys, time; t = time.perf_counter(); import vanishing; s = time.perf_counter() - t;"
+        "print(s, any(m in sys.modules for m in ('torch', 'altair', 'matplotlib')))"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split()
+        for _ in range(REPEATS)
+    ]
+    seconds = float(np.median([float(s) for s, _ in runs]))
+    print(f"{'import vanishing, NumPy included':46s} {1e3 * seconds:9.1f} ms        wanted: under 300 ms")
+    print(f"    torch, Altair or matplotlib imported with it: {'yes' if any(h == 'True' for _, h in runs) else 'no'}")
+
+
+def one_network(seed):
+    """A point of the sweep: a network of depth 20 and its gradient."""
+    rng = np.random.default_rng(seed)
+    net = vg.mlp([64] * 21, activation="tanh", init="glorot_normal", rng=rng)
+    x = rng.standard_normal((256, 64))
+    return [vg.gradient_flow(net, x, rng=rng).log10_gradient[0] for _ in range(4)][0]
+
+
+def bench_sweep():
+    grid = {"seed": list(range(200))}
+    vg.sweep(one_network, {"seed": [0, 1]}, jobs=2, progress=False)  # the workers start once
+    rounds = 3  # of about ten seconds each
+    one, two = [], []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        vg.sweep(one_network, grid, jobs=1, progress=False)
+        middle = time.perf_counter()
+        vg.sweep(one_network, grid, jobs=2, progress=False)
+        one.append(middle - start)
+        two.append(time.perf_counter() - middle)
+    ours, other = float(np.median(two)), float(np.median(one))
+    print(
+        f"{'sweep of 200 networks, 2 processes':46s} {1e3 * ours:9.1f} {1e3 * other:9.1f} {other / ours:6.2f}x   >= 1.8x   one process"
+    )
+
+
+if __name__ == "__main__":
+    print(f"{'':46s} {'ours, ms':>9s} {'other, ms':>9s} {'ratio':>7s}   wanted    than")
+    for bench in (bench_gradient_flow, bench_ensemble, bench_spectrum, bench_lstm, bench_import, bench_sweep):
+        bench()
