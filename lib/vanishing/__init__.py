@@ -59,6 +59,7 @@ from .softmax import (
     sparsemax,
     sparsemax_jacobian,
 )
+from .sweep import Sweep, SweepError, sweep
 
 # Where the names live that are imported when they are first used.
 _LATER = {
@@ -74,7 +75,6 @@ _LATER = {
     "differs": "exercises",
     "expects": "exercises",
     "rejects": "exercises",
-    "sweep": "sweep",
 }
 _MODULES = ("exercises", "explorable", "figures", "ledger")
 
@@ -85,9 +85,7 @@ def __getattr__(name):
     if name in _MODULES:
         return importlib.import_module(f"vanishing.{name}")
     if name in _LATER:
-        value = getattr(importlib.import_module(f"vanishing.{_LATER[name]}"), name)
-        globals()[name] = value  # `sweep` is a function here, though its module has the same name
-        return value
+        return getattr(importlib.import_module(f"vanishing.{_LATER[name]}"), name)
     raise AttributeError(f"module 'vanishing' has no attribute {name!r}")
 
 
