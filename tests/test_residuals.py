@@ -11,6 +11,7 @@ from vanishing import backpropagation as bp
 from vanishing import chain_rule as cr
 from vanishing import normalization as nm
 from vanishing import residuals as rs
+from vanishing import spectrum
 
 repeat = settings(derandomize=True, max_examples=20, deadline=None)
 shapes = st.tuples(
@@ -336,7 +337,7 @@ def test_singular_values_through_residual_blocks():
     x = np.random.default_rng(1).standard_normal((2, 4))
     net.forward(x)
     plain = np.log10(np.linalg.svd(net.jacobian(), compute_uv=False))
-    np.testing.assert_allclose(cr.log10_singular_values(net, x), plain, atol=1e-10)
+    np.testing.assert_allclose(spectrum.log10_singular_values(net, x), plain, atol=1e-10)
 
 
 def widths_error(widths, residual, size=()):

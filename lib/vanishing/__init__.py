@@ -26,7 +26,6 @@ from .chain_rule import (
     gradient_flow,
     log10_norms,
     log10_product,
-    log10_singular_values,
     lognormal_factors,
     lognormal_rates,
     product_grid,
@@ -59,6 +58,7 @@ from .softmax import (
     sparsemax,
     sparsemax_jacobian,
 )
+from .spectrum import log10_singular_values
 from .sweep import Sweep, SweepError, sweep
 
 # Where the names live that are imported when they are first used.

@@ -16,7 +16,7 @@ from .residuals import DenseSkip, Residual
 
 __all__ = [
     "GradientFlow", "gaussian_growth_rate", "gradient_flow", "log10_norms", "log10_product",
-    "log10_singular_values", "lognormal_factors", "lognormal_rates", "product_grid", "relu_growth_rate",
+    "lognormal_factors", "lognormal_rates", "product_grid", "relu_growth_rate",
 ]  # fmt: skip
 
 
@@ -173,93 +173,6 @@ def log10_norms(matrices, v):
             total = total + np.log10(largest)
             norms.append(total + np.log10(np.linalg.norm(v, axis=-1)))
     return np.stack(norms, axis=-1)
-
-
-def log10_singular_values(factors, x=None):
-    """log10 of all singular values of the product W_1 W_2 ... W_depth, largest first.
-
-    The product is kept as Q D T: Q orthogonal, D diagonal (as logarithms), T triangular with 1 or
-    -1 on its diagonal. Sizes live in D alone, so nothing underflows and nothing large drowns what is
-    small. The diagonal D would be the usual QR estimate of Lyapunov exponents; the sweeps at the
-    end turn it into the singular values themselves.
-
-    Args:
-        factors: array (..., depth, n, n); or a list of arrays (..., n_i, n_i+1); or a network, whose
-            factors are the Jacobians of its blocks at the input x.
-        x: with a network, one input (n,) or a batch (..., batch, n).
-
-    Returns:
-        Shape (..., min(n_in, n_out)): (..., batch, min(n_in, n_out)) for a batch. Zero singular
-        values (to rounding, within one factor) are -inf.
-
-    Source: Loh et al. (1992) for Q D T; the final sweeps are the QR iteration with squaring.
-    """
-    if hasattr(factors, "forward"):
-        if x is None:
-            raise ValueError("x: got None, expected an input (n,) or (..., batch, n) for the network")
-        return _network_spectrum(factors, floating(x, "x"))
-    if not isinstance(factors, (list, tuple)):
-        factors = np.moveaxis(np.asarray(factors), -3, 0)
-    factors = [floating(W, "factors").astype(float) for W in factors]
-    if not all(np.isfinite(W).all() for W in factors):
-        raise ValueError("factors: got inf or nan, expected finite numbers")
-
-    n = max(max(W.shape[-2:]) for W in factors)
-    lead = np.broadcast_shapes(*(W.shape[:-2] for W in factors))
-    # A generic start leaves the singular values alone and lets zeros appear last, in any product.
-    Q = np.linalg.qr(np.random.default_rng(0).standard_normal((n, n)))[0]
-    log_d, T = np.zeros((*lead, n)), np.eye(n)
-    for W in factors:  # the product so far, transposed: W^T Q D T
-        M = np.zeros((*lead, n, n))
-        M[..., : W.shape[-1], :] = np.swapaxes(W, -1, -2) @ Q[..., : W.shape[-2], :]
-        # Large rows first: Householder QR is then accurate for the small rows too, such as those
-        # of saturated units (Cox & Higham, 1998).
-        size = np.abs(M).max(axis=-1)
-        order = np.argsort(-size, axis=-1, kind="stable")
-        Q, R = np.linalg.qr(np.take_along_axis(M, order[..., None], axis=-2))
-        Q = np.take_along_axis(Q, np.argsort(order, axis=-1)[..., None], axis=-2)
-        rounding = n * np.finfo(float).eps * np.take_along_axis(size, order, axis=-1)
-        log_d, S = _regrade(R, log_d, rounding)
-        T = S @ T
-    log_d = _singular_values_of_graded(log_d, T)
-    k = min(factors[0].shape[-2], factors[-1].shape[-1])
-    return np.flip(np.sort(log_d, axis=-1), axis=-1)[..., :k] / np.log(10)
-
-
-def _regrade(R, log_d, rounding=0.0):
-    """Write R D as D' T' with 1 or -1 on the diagonal of T'; return ln D' and T'."""
-    r = np.abs(np.diagonal(R, axis1=-2, axis2=-1))
-    zero = np.logical_or.accumulate(r <= rounding, axis=-1)  # the rank is used up from there on
-    with np.errstate(all="ignore"):
-        ratio = np.exp(log_d[..., None, :] - log_d[..., :, None])
-        T = R / r[..., None] * ratio
-        new = np.where(zero, -np.inf, log_d + np.log(r))
-    T[~np.isfinite(T) | zero[..., None]] = 0  # rows of zero singular values carry nothing
-    np.einsum("...ii->...i", T)[zero] = 1
-    return new, T
-
-
-def _singular_values_of_graded(log_d, T, sweeps=30):
-    """ln of the singular values of D T, unsorted.
-
-    A sweep, (D T)^T = Q D' T', leaves them alone and shrinks T - 1 by the ratios of neighbors; a
-    squaring, (D T)^T (D T), squares these ratios. Together they converge quadratically, however
-    close the singular values.
-    """
-    power = 1.0
-    for _ in range(sweeps):
-        log_d, T = _regrade(np.linalg.qr(np.swapaxes(T, -1, -2), mode="r"), log_d)
-        if np.abs(np.abs(T) - np.eye(T.shape[-1])).max() < 1e-13 * T.shape[-1]:
-            break
-        log_d, S = _regrade(np.linalg.qr(np.swapaxes(T, -1, -2), mode="r"), 2 * log_d)
-        T, power = S @ T, 2 * power
-    return log_d / power
-
-
-def _network_spectrum(net, x):
-    net.forward(x[None] if x.ndim == 1 else x)
-    spectrum = log10_singular_values([layer.jacobian() for layer in getattr(net, "layers", [net])])
-    return spectrum[..., 0, :] if x.ndim == 1 else spectrum
 
 
 # Gradients through a network -------------------------------------------------------------------

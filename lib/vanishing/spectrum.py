@@ -50,7 +50,7 @@ def log10_singular_values(factors, x=None):
         factors = [floating(W, "factors") for W in factors]
         steps = [lambda before, W=W: before @ W for W in factors]
         n_in, n_out, dtype = factors[0].shape[-2], factors[-1].shape[-1], np.result_type(*factors)
-    log_d = _singular_values(*_factorize(steps, n_in, decades=5 if dtype == np.float64 else 8))
+    log_d = _singular_values(*_factorize(steps, n_in, decades=4 if dtype == np.float64 else 8))
     log_d = np.flip(np.sort(log_d, axis=-1), axis=-1)[..., : min(n_in, n_out)] / np.log(10)
     return log_d[..., 0, :] if x is not None and x.ndim == 1 else log_d
 
@@ -94,8 +94,8 @@ def _factorize(steps, n, decades):
         if length > 1 and (alive & zero).any():
             length = 1  # is it zero, or only small? One factor can tell
             continue
-        log10_r = np.log10(np.where(alive & ~zero, r, 1))
-        reached = np.ptp(log10_r, axis=-1).max()
+        largest = np.maximum(r.max(axis=-1, keepdims=True), np.finfo(float).tiny)
+        reached = np.ptp(np.log10(np.where(alive & ~zero, r, largest)), axis=-1).max()
         fitting = int(np.clip(length * decades / max(reached, 1e-9), 1, 16))
         if length > 1 and reached > decades + 2:
             length = fitting
@@ -124,12 +124,12 @@ def _regrade(R, log_d, rounding=0.0):
     r = np.abs(np.diagonal(R, axis1=-2, axis2=-1))
     zero = np.logical_or.accumulate(r <= rounding, axis=-1)  # the rank is used up from there on
     with np.errstate(divide="ignore", invalid="ignore"):
+        log_ratio = log_d[..., None, :] - log_d[..., :, None]
         new = np.where(zero, -np.inf, log_d + np.log(r))
-        log_ratio = log_d[..., None, :] - new[..., :, None]
-        # What is tiny beside 1 is left out, or denormal numbers would slow all that follows; the
-        # other bound is for the triangle of zeros. Rows of zero singular values carry nothing.
-        keep = (log_ratio > -100) & ~zero[..., None]
-        T = R * np.exp(np.where(keep, np.minimum(log_ratio, 100), -np.inf))
+    # What is tiny is left out, or denormal numbers would slow all that follows; the other bound is
+    # for the triangle of zeros. Rows of zero singular values carry nothing.
+    log_ratio = np.where((log_ratio > -100) & ~zero[..., None], np.minimum(log_ratio, 100), -np.inf)
+    T = R / np.where(zero, 1, r)[..., None] * np.exp(log_ratio)
     np.einsum("...ii->...i", T)[zero] = 1
     return new, T
 
