@@ -7,9 +7,11 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from urllib.request import urlopen
 
 import pytest
 
@@ -151,9 +153,31 @@ def test_notebooks_install_the_package_only_where_it_is_missing(scratch, monkeyp
     exec(first.replace("%pip", "assert False, "), {})  # would fail if it did anything where the package is present
 
 
-def test_a_port_in_use_is_an_error_that_says_so(scratch):
-    import socket
+def test_serve_answers_on_loopback_and_rebuilds_what_changes(scratch):
+    """The page, then its new words after an edit, then an end on Ctrl-C."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, scratch / "tools" / "book.py", "serve", "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        while "Serving" not in (line := process.stdout.readline()):
+            assert line, "it ended before it served"
+        url = f"http://127.0.0.1:{port}/chapters/one.html"
+        assert "one says" in urlopen(url).read().decode()
+        path = scratch / "chapters" / "one.md"
+        path.write_text(path.read_text().replace("Some words.", "Words while it is served."))
+        deadline = time.monotonic() + 90
+        while "Words while it is served." not in urlopen(url).read().decode():
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=20)
+        process.stdout.close()
 
+
+def test_a_port_in_use_is_an_error_that_says_so(scratch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

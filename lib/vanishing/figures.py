@@ -64,9 +64,9 @@ def band(x, samples, *, xlabel, ylabel, title="", theory=None):
 
     Args:
         x: positions, shape (n,).
-        samples: {label: values of shape (seeds, n)}; the line is the median, the band
-            holds the middle 80 % of the seeds.
-        theory: {label: values of shape (n,)}, drawn in black.
+        samples: {label: values of shape (seeds, n)}, five at most; the line is the median
+            (points, where there is a theory), the band holds the middle 80 % of the seeds.
+        theory: {label: values of shape (n,)}, drawn as black lines.
 
     Returns:
         The matplotlib figure.
@@ -74,9 +74,11 @@ def band(x, samples, *, xlabel, ylabel, title="", theory=None):
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots()
-    for label, values in samples.items():
+    for marker, (label, values) in zip("oxs^v", samples.items()):
         low, middle, high = np.quantile(values, [0.1, 0.5, 0.9], axis=0)
-        (line,) = axes.plot(x, middle, label=label)
+        # Over a theory, points: two lines on top of each other look like one.
+        look = {"linestyle": "none", "marker": marker} if theory else {}
+        (line,) = axes.plot(x, middle, label=label, **look)
         axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     for dash, (label, y) in zip(("--", ":", "-."), (theory or {}).items()):
         axes.plot(x, y, color="black", linestyle=dash, linewidth=1.4, label=label)
