@@ -116,14 +116,14 @@ def test_the_code_shown_is_the_librarys(chapter):
 @pytest.mark.parametrize("chapter", CHAPTERS)
 @pytest.mark.parametrize("kind", LIMITS)
 def test_code_that_readers_see_fits_the_column(chapter, kind):
-    """76 characters; cells that are folded or removed may be wider."""
+    """74 characters; cells that are folded or removed may be wider."""
     cells = re.findall(r"^```\{code-cell\} ipython3\n(.*?)^```", path(chapter, kind).read_text("utf-8"), re.M | re.S)
     wide = [
         line
         for cell in cells
         if not re.match(r":tags: .*(hide-input|remove-)", cell)
         for line in exercises.SOLUTION.sub("", cell).splitlines()
-        if len(line) > 76
+        if len(line) > 74
     ]
     assert not wide, "\n".join(wide)
 
