@@ -5,13 +5,14 @@ pages Claims and Results are generated from those records, and prose takes its n
 from them, so that a measured number is computed in one place and typed in none.
 """
 
-import difflib
 import math
 import tomllib
 from dataclasses import dataclass
 from functools import cache
 from html import escape
 from importlib.resources import files
+
+from ._validate import lookup
 
 __all__ = ["claim", "glue", "reproduction", "scientific"]
 
@@ -22,16 +23,6 @@ VERDICTS = ("holds", "holds when ...", "half true", "false")
 def registry():
     """The claims and results that the book answers: {"claims": {id: ...}, "results": {id: ...}}."""
     return tomllib.loads((files("vanishing") / "ledger.toml").read_text("utf-8"))
-
-
-def entry(kind, id):
-    known = registry()[kind]
-    if id not in known:
-        near = difflib.get_close_matches(id, known, 1)
-        raise ValueError(
-            f"id: got {id!r}, expected one of {', '.join(known)}" + (f" (did you mean {near[0]!r}?)" if near else "")
-        )
-    return known[id]
 
 
 @dataclass(frozen=True)
@@ -84,7 +75,7 @@ def claim(id, verdict, *, because, numbers):
         AssertionError: one of the tests does not hold, so neither does the verdict.
         ValueError: an unknown id or verdict.
     """
-    known = entry("claims", id)
+    known = lookup("id", id, registry()["claims"])
     if verdict not in VERDICTS and not verdict.startswith("holds when "):
         raise ValueError(f"verdict: got {verdict!r}, expected one of {', '.join(map(repr, VERDICTS))}")
     if not because:
@@ -116,7 +107,7 @@ def reproduction(id, verdict, *, rows, seconds, source, reason=""):
         AssertionError: the rows do not give this verdict.
         ValueError: an unknown id, or no reason where one is due.
     """
-    known = entry("results", id)
+    known = lookup("id", id, registry()["results"])
     inside = [abs(ours - published) <= tolerance for _, published, ours, tolerance in rows]
     measured = "reproduced" if all(inside) else "differs" if any(inside) else "not reproduced"
     table = [
