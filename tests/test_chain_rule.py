@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from browser import drawn, in_browser, open_explorable
 from vanishing import backpropagation as bp
 from vanishing import chain_rule as cr
 
@@ -243,3 +244,27 @@ def test_bad_input(call, error, message):
     rng = np.random.default_rng(0)
     with pytest.raises(error, match=message):
         call(bp.mlp([2, 2], activation="relu", init="zeros", rng=rng), rng)
+
+
+@in_browser
+def test_the_explorable_of_products_moves_and_is_right(tab, server):
+    """Each slider, moved by keyboard; the curve drawn is the one that the library computes for those values."""
+    figure = open_explorable(tab, server, "chapters/chain-rule/lesson.html", "products")
+    grid = cr.product_grid(rng=np.random.default_rng(1))
+    sliders = figure.locator("input[type=range]")
+    assert sliders.count() == 3
+    for presses in (("ArrowRight", 2), ("ArrowLeft", 5), ("ArrowRight", 4)):
+        for i in range(3):
+            before = sliders.nth(i).input_value()
+            sliders.nth(i).focus()
+            for _ in range(presses[1]):
+                tab.keyboard.press(presses[0])
+            assert sliders.nth(i).input_value() != before
+        mean, spread, depth = (float(sliders.nth(i).input_value()) for i in range(3))
+        seen = {row["factors"]: row["median_log10"] for row in drawn(tab, "products", "factors", "median_log10")}
+        row = min(grid, key=lambda r: abs(r["spread"] - spread))
+        assert abs(row["spread"] - spread) < 1e-9
+        for factors, median in zip(row["factors"], row["median"]):
+            assert seen[factors] == pytest.approx(factors * np.log10(mean) + median, abs=1e-9)
+        assert figure.locator("text", has_text=f"after {depth:.0f} factors").count() == 1
+    assert tab.errors == [] and tab.outside == []
