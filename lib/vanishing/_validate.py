@@ -19,7 +19,7 @@ def lookup(kind, name, known):
 def floating(x, name="z"):
     """Return `x` as an array of a floating (or complex) dtype; only integers are converted."""
     x = np.asarray(x)
-    if np.issubdtype(x.dtype, np.inexact):
+    if x.dtype.kind in "fc":
         return x
     if x.dtype == object or not np.can_cast(x.dtype, np.float64):
         raise TypeError(f"{name}: got an array of {x.dtype}, expected numbers")

@@ -215,23 +215,26 @@ def gradient_flow(net, x, *, rng=None, dy=None):
         generator(rng)
     homogeneous = _is_homogeneous(net)
     # Biases keep activations from vanishing, so they are never scaled up (which could overflow).
-    lowest = 0 if any(p.any() for key, p in net.parameters.items() if key.endswith("b")) else -(2**30)
+    biases = homogeneous and any(p.any() for key, p in net.parameters.items() if key.endswith("b"))
+    lowest = 0 if biases else -(2**30)
 
     blocks, exponent = [], np.zeros((), int)  # the true activations are x 2^exponent
     log2_activation = [_log2_rms(x)]
     for block in net.layers:
         if homogeneous:
-            x, exponent = _rescale(x, exponent, np.maximum(_exponent(log2_activation[-1]), lowest))
+            x, exponent = _rescale(x, exponent, log2_activation[-1], lowest)
             block = _with_biases_scaled(block, -exponent)
         x = block.forward(x)
         blocks.append(block)
         log2_activation.append(_log2_rms(x) + exponent)
 
-    dy = generator(rng).standard_normal(x.shape) if dy is None else np.broadcast_to(dy, x.shape)
-    dy, exponent = dy.astype(x.dtype), np.zeros((), int)  # the true gradient is dy 2^exponent
+    if dy is None:
+        dy = generator(rng).standard_normal(x.shape, np.float32 if x.dtype == np.float32 else np.float64)
+    dy = np.broadcast_to(dy, x.shape)
+    dy, exponent = dy.astype(x.dtype, copy=False), np.zeros((), int)  # the true gradient is dy 2^exponent
     log2_gradient = [_log2_rms(dy)]
     for block in reversed(blocks):
-        dy, exponent = _rescale(dy, exponent, _exponent(log2_gradient[-1]))
+        dy, exponent = _rescale(dy, exponent, log2_gradient[-1])
         dy = block.backward(dy, weights=False)
         log2_gradient.append(_log2_rms(dy) + exponent)
     return GradientFlow(_log10_stack(log2_activation), _log10_stack(log2_gradient[::-1]))
@@ -239,10 +242,11 @@ def gradient_flow(net, x, *, rng=None, dy=None):
 
 def _log2_rms(x):
     """log2 of the root mean square of x over its last two axes, in float64."""
-    row = x.reshape(*x.shape[:-2], 1, -1)
-    square = (row @ np.swapaxes(row, -1, -2))[..., 0, 0].astype(float)  # BLAS: 8 times faster
-    if 1e-30 < square.min() and square.max() < 1e30:
-        return np.log2(square / row.shape[-1]) / 2
+    row, column = x.reshape(*x.shape[:-2], 1, -1), x.reshape(*x.shape[:-2], -1, 1)
+    square = (row @ column)[..., 0, 0].astype(float)  # BLAS: 8 times faster
+    size = np.log2(square / row.shape[-1]) / 2
+    if np.abs(size).max() < 50:
+        return size
     # Squares may leave the range of float32 where the numbers do not.
     largest = np.abs(row).max(axis=(-2, -1)).astype(float)
     scale = np.where(largest > 0, largest, 1)
@@ -250,17 +254,20 @@ def _log2_rms(x):
     return np.log2(square / row.shape[-1]) / 2 + np.log2(scale)
 
 
-def _rescale(x, exponent, target):
-    """Turn x 2^exponent into x' 2^target, if they are far enough apart to be worth a copy of x."""
-    if abs(target - exponent).max() < 16:
+def _rescale(x, exponent, log2_size, lowest=-(2**30)):
+    """Turn x 2^exponent, of this size, into x' 2^exponent' with x' near 1, if x is far enough from it.
+
+    No exponent is made lower than `lowest`.
+    """
+    if np.abs(log2_size - exponent).max() < 16:
         return x, exponent
+    target = np.maximum(_exponent(log2_size), lowest)
     return np.ldexp(x, (exponent - target)[..., None, None]), target
 
 
 def _exponent(log2_size):
     """The integer power of two nearest to a size; 0 for a size of 0, inf or nan."""
-    finite = np.isfinite(log2_size)
-    return np.rint(log2_size if finite.all() else np.where(finite, log2_size, 0)).astype(int)
+    return np.rint(np.where(np.isfinite(log2_size), log2_size, 0)).astype(int)
 
 
 def _log10_stack(log2_sizes):
