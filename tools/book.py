@@ -26,6 +26,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+from lighten import lighten
+
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
 SITE = BUILD / "html"
@@ -210,6 +212,7 @@ def build_site():
         gather_ledger()
         print("Site: building", flush=True)
         sphinx()
+        lighten(SITE)
         stamp.write_text(now)
         print(f"Site: done in {time.perf_counter() - started:.0f} s")
     print(f"Open {SITE / 'index.html'}")
