@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/ready
 
-.PHONY: book serve notebooks lab test bench screenshot lint clean
+.PHONY: book serve notebooks lab test bench audit screenshot lint clean
 
 book: $(SETUP)  ## the site, in _build/html
 	@$(BIN)/python tools/book.py
@@ -24,6 +24,9 @@ test: book notebooks lint  ## everything that must hold before a change is merge
 
 bench: $(SETUP)  ## speed, as ratios measured in one run, on a quiet machine
 	@$(BIN)/python tools/bench.py
+
+audit: book  ## the site's weight, speed and accessibility, page by page (needs Chromium)
+	@$(BIN)/python tools/audit.py
 
 screenshot: book  ## the picture in README.md, from the built site (needs Chromium)
 	$(BIN)/python tools/screenshot.py

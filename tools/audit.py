@@ -6,11 +6,19 @@ slowed down four times, slider to paint, what axe finds. The tests hold the same
 """
 
 import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlparse
+
+import numpy as np
 
 SITE = Path(__file__).resolve().parent.parent / "_build" / "html"
 TYPES = {
@@ -133,6 +141,89 @@ def axe(page, *rules):
     """What axe finds against WCAG 2.2 AA and its best practices, or these rules only, as lines of text."""
     from axe_playwright_python.sync_playwright import Axe
 
-    options = {"runOnly": {"type": "rule", "values": rules}} if rules else None
+    options = {"runOnly": {"type": "rule", "values": rules}} if rules else {}
     found = Axe().run(page, options=options).response["violations"]
     return [f"{v['id']} ({v['impact']}): {node['target']} {node['html'][:100]}" for v in found for node in v["nodes"]]
+
+
+def lighthouse(url, chromium):
+    """Lighthouse's four scores of a page, 0 to 100, or why there are none."""
+    npx = shutil.which("npx")
+    if not npx:
+        return "no npx on this machine"
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    command = [npx, "--yes", "lighthouse@12", url, "--quiet", "--output=json", f"--chrome-flags={flags}"]
+    run = subprocess.run(command, env=os.environ | {"CHROME_PATH": chromium}, capture_output=True, text=True)
+    if run.returncode:
+        return (run.stderr.strip().splitlines() or ["no message"])[-1][:100]
+    categories = json.loads(run.stdout)["categories"]
+    return ", ".join(f"{name} {100 * c['score']:.0f}" for name, c in categories.items())
+
+
+@contextmanager
+def stock_page():
+    """The same lesson on a Jupyter Book page as it comes, not executed: its folder and the page's name."""
+    with tempfile.TemporaryDirectory() as folder:
+        top = Path(folder)
+        shutil.copy(SITE.parent.parent / "chapters" / "chain-rule" / "lesson.md", top / "lesson.md")
+        (top / "_config.yml").write_text("title: Stock\nexecute:\n  execute_notebooks: 'off'\n")
+        (top / "_toc.yml").write_text("format: jb-book\nroot: lesson\n")
+        jupyter_book = Path(sys.executable).parent / "jupyter-book"
+        subprocess.run([jupyter_book, "build", top], capture_output=True)
+        yield top / "_build" / "html", "lesson.html"
+
+
+def hosts(browser, url):
+    """The other hosts that a page asks."""
+    page, asked = browser.new_page(), set()
+    page.on("request", lambda request: asked.add(urlparse(request.url).hostname))
+    page.goto(url)
+    page.wait_for_timeout(2000)
+    page.close()
+    return sorted(asked - {"127.0.0.1", None, ""})
+
+
+def main():
+    from playwright.sync_api import sync_playwright
+
+    sys.path.insert(0, str(SITE.parent.parent / "tests"))
+    from browser import CHROMIUM, FLAGS
+
+    if CHROMIUM is None:
+        sys.exit("No Chromium on this machine: nothing was measured")
+    names = sorted(p.relative_to(SITE).as_posix() for p in SITE.rglob("*.html") if "_static" not in p.parts)
+    print(
+        f"{'page':38s} {'kB':>6s} {'+ kB':>6s} {'asks':>5s} {'shift':>6s} {'paint':>7s} {'median':>7s} {'worst':>6s}  axe"
+    )
+    print(f"{'wanted':38s} {350:6d} {330:6d} {'':5s} {0.05:6.2f} {1000:7d} {16.7:7.1f} {50:6d}  0")
+    with sync_playwright() as play, serving() as server:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        for name in names:
+            cost = weigh(browser, server, name)
+            page = browser.new_page()
+            page.goto(server.url + name)
+            times = sum(slide(page).values(), [])
+            answer = f"{np.median(times):7.1f} {max(times):6.1f}" if times else f"{'':14s}"
+            found = axe(page)
+            page.close()
+            before = cost["before"] - cost["near"] * cost["explorable"]
+            print(
+                f"{name:38s} {before / 1e3:6.0f} {cost['explorable'] / 1e3:6.0f} {cost['requests']:5d} "
+                f"{cost['shift']:6.3f} {cost['paint']:7.0f} {answer}  {len(found)}",
+                flush=True,
+            )
+        print(
+            "\nLighthouse, a lesson:", lighthouse(server.url + "chapters/chain-rule/lesson.html", CHROMIUM), flush=True
+        )
+        with stock_page() as (folder, name), serving(folder) as stock:
+            cost = weigh(browser, stock, name)
+            print(
+                f"\nThe same lesson on a stock Jupyter Book page, without figures: {cost['before'] / 1e3:.0f} kB from its "
+                f"own host in {cost['requests']} requests, paint {cost['paint']:.0f} ms, shift {cost['shift']:.3f}; "
+                f"it asks {', '.join(hosts(browser, stock.url + name)) or 'no other host'}"
+            )
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
