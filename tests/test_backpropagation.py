@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from browser import drawn, in_browser, open_explorable
 from vanishing import backpropagation as bp
 
 ACTS = {"tanh": torch.tanh, "relu": torch.relu, "gelu": torch.nn.functional.gelu}
@@ -289,3 +290,31 @@ def test_bad_input(call, error, message):
     """Errors name the argument, what came and what was expected."""
     with pytest.raises(error, match=message):
         call()
+
+
+@in_browser
+def test_the_bench_moves_and_is_right(tab, server):
+    """Each menu and slider, moved by keyboard; the curve drawn is the one that the library computes for those values."""
+    figure = open_explorable(tab, server, "chapters/backpropagation/lesson.html", "bench")
+    grid = {(row["formula"], row["precision"], row["distance"]): row for row in bp.difference_bench()}
+    menus, sliders = figure.locator("select"), figure.locator("input[type=range]")
+    assert (menus.count(), sliders.count()) == (2, 2)
+    visited = set()
+    for presses in (("ArrowUp", "ArrowLeft"), ("ArrowDown", "ArrowLeft"), ("ArrowDown", "ArrowRight")):
+        for controls, press in zip((menus, sliders), presses):
+            for i in range(2):
+                before = controls.nth(i).input_value()
+                controls.nth(i).focus()
+                tab.keyboard.press(press)
+                moved = controls.nth(i).input_value() != before
+                assert moved or (controls is menus and i == 1 and press == "ArrowDown")  # the last of two
+        formula, precision = (menus.nth(i).input_value() for i in range(2))
+        step, distance = (float(sliders.nth(i).input_value()) for i in range(2))
+        visited.add((formula, precision, distance))
+        seen = {row["step"]: row["error"] for row in drawn(tab, "bench", "step", "error")}
+        row = grid[formula, precision, distance]
+        assert seen == dict(zip(row["step"], row["error"]))
+        said = figure.locator("text", has_text=f"{formula} difference in {precision}")
+        assert said.count() == 1 and f"error 10^{seen[step]:.1f}".replace("-", "−") in said.text_content().replace("-", "−")
+    assert len(visited) == 3 and {v[1] for v in visited} == {"float32", "float64"}
+    assert tab.errors == [] and tab.outside == []
