@@ -248,12 +248,12 @@ def test_central_difference_agrees_with_the_derivative():
 def test_difference_bench_has_the_errors_of_the_textbook():
     """Slopes of both arms of the V, the best steps within a decade of theirs, and what a kink does."""
     rows = {(r["formula"], r["precision"], r["distance"]): r for r in bp.difference_bench()}
-    step = np.array(rows["central", "float64", 0]["step"])
-    assert len(rows) == 3 * 2 * 7 and all(len(r["error"]) == len(step) == 65 for r in rows.values())
+    step = np.array(rows["central", "float64", 0]["steps"])
+    assert len(rows) == 3 * 2 * 7 and all(len(r["errors"]) == len(step) == 65 for r in rows.values())
     for precision in ("float32", "float64"):
         eps = np.log10(np.finfo(precision).eps)
         for formula, order in (("forward", 1), ("central", 2)):
-            error = np.array(rows[formula, precision, 0]["error"])
+            error = np.array(rows[formula, precision, 0]["errors"])
             best = error.argmin()
             assert abs(step[best] - eps / (order + 1)) < 1
             assert abs(error[best] - eps * order / (order + 1)) < 1
@@ -261,11 +261,11 @@ def test_difference_bench_has_the_errors_of_the_textbook():
             assert np.polyfit(step[wide], error[wide], 1)[0] == pytest.approx(order, abs=0.1)
             small = (step > step[best] - 3) & (step < step[best] - 1)
             assert np.polyfit(step[small], error[small], 1)[0] == pytest.approx(-1, abs=0.2)
-        assert np.max(np.array(rows["complex", precision, 0]["error"])[step <= -9]) < eps + 0.7
-    error = {d: np.array(rows["central", "float64", d]["error"]) for d in (-4, 0)}
+        assert np.max(np.array(rows["complex", precision, 0]["errors"])[step <= -9]) < eps + 0.7
+    error = {d: np.array(rows["central", "float64", d]["errors"]) for d in (-4, 0)}
     np.testing.assert_array_equal(error[-4][step < -4], error[0][step < -4])  # not crossed
     assert np.all(error[-4][(step > -3.9) & (step < -1)] > -2.5)
-    assert np.all(np.array(rows["complex", "float64", -4]["error"]) == rows["complex", "float64", 0]["error"])
+    assert np.all(np.array(rows["complex", "float64", -4]["errors"]) == rows["complex", "float64", 0]["errors"])
 
 
 @pytest.mark.parametrize(
@@ -313,8 +313,10 @@ def test_the_bench_moves_and_is_right(tab, server):
         visited.add((formula, precision, distance))
         seen = {row["step"]: row["error"] for row in drawn(tab, "bench", "step", "error")}
         row = grid[formula, precision, distance]
-        assert seen == dict(zip(row["step"], row["error"]))
+        assert seen == dict(zip(row["steps"], row["errors"]))
         said = figure.locator("text", has_text=f"{formula} difference in {precision}")
-        assert said.count() == 1 and f"error 10^{seen[step]:.1f}".replace("-", "−") in said.text_content().replace("-", "−")
+        assert said.count() == 1 and f"error 10^{seen[step]:.1f}".replace("-", "−") in said.text_content().replace(
+            "-", "−"
+        )
     assert len(visited) == 3 and {v[1] for v in visited} == {"float32", "float64"}
     assert tab.errors == [] and tab.outside == []

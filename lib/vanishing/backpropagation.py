@@ -265,7 +265,6 @@ def central_difference(f, x, h):
     Returns:
         Array of the shape of x.
     """
-    x = floating(x, "x")
     slope = np.zeros_like(x)
     for i in np.ndindex(x.shape):
         up, down = x.copy(), x.copy()
@@ -292,7 +291,7 @@ def difference_bench(log10_steps=tuple(-16 + k / 4 for k in range(65)), log10_di
 
     Returns:
         For each formula, precision ("float32", "float64") and distance a dict of "formula",
-        "precision", "distance", "step" and "error": the last three as log10. An error below
+        "precision", "distance", "steps" and "errors": the last three as log10. An error below
         1e-17, or of 0, is given as -17.
     """
     numeric = {
@@ -319,8 +318,8 @@ def difference_bench(log10_steps=tuple(-16 + k / 4 for k in range(65)), log10_di
                         "formula": formula,
                         "precision": precision.__name__,
                         "distance": int(distance),
-                        "step": list(log10_steps),
-                        "error": np.log10(np.maximum(error, 1e-17)).round(3).tolist(),
+                        "steps": list(log10_steps),
+                        "errors": np.log10(np.maximum(error, 1e-17)).round(3).tolist(),
                     }
                 )
     return rows
