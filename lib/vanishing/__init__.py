@@ -14,6 +14,7 @@ from .backpropagation import (
     Activate,
     Dense,
     Sequential,
+    central_difference,
     cross_entropy,
     d_cross_entropy,
     d_mean_squared_error,
