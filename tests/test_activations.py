@@ -270,9 +270,9 @@ def test_the_explorable_of_activations_moves_and_is_right(tab, server):
         a = ACTIVATIONS[menu.input_value()]
         spread, depth = (float(sliders.nth(i).input_value()) for i in range(2))
         seen.add((a.name, spread, depth))
-        for row in drawn(tab, "activation", "z", "f", "df"):
-            assert row["f"] == pytest.approx(a.f(row["z"]), abs=1e-3)
-            assert row["df"] == pytest.approx(a.df(row["z"]), abs=1e-3)
+        for row in drawn(tab, "activation", "z", "value", "slope"):
+            assert row["value"] == pytest.approx(a.f(row["z"]), abs=1e-3)
+            assert row["slope"] == pytest.approx(a.df(row["z"]), abs=1e-3)
         decades = np.log10(activations.kept_factor(a, spread)) / 2
         path = {row["layer"]: row["log10_gradient"] for row in drawn(tab, "activation", "layer", "log10_gradient")}
         assert len(path) == 51
