@@ -31,6 +31,10 @@ GIVEN = {
         "45": "the exponent of the smallest float32",
         "324": "the exponent of the smallest float64",
     },
+    "softmax": {
+        "24.3": "what is said elsewhere, the claim that the page answers",
+        "9.8": "what is said elsewhere, the claim that the page answers",
+    },
 }
 
 

@@ -49,13 +49,19 @@ from .normalization import BatchNorm, GroupNorm, LayerNorm, RMSNorm, WeightNormD
 from .recurrent import GRU, LSTM, RNN, gradient_through_time, spectral_radius
 from .residuals import DenseSkip, Highway, PostNorm, PreNorm, Residual
 from .softmax import (
+    Attention,
+    Skips,
     Softmax,
     d_log_softmax,
     d_softmax,
     d_sparsemax,
+    gradient_decay,
     log_softmax,
+    remedy_grid,
     softmax,
     softmax_jacobian,
+    softmax_stack,
+    softmax_vjp,
     sparsemax,
     sparsemax_jacobian,
 )
