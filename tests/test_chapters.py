@@ -31,6 +31,7 @@ GIVEN = {
         "45": "the exponent of the smallest float32",
         "324": "the exponent of the smallest float64",
     },
+    "initialization": {},
 }
 
 
