@@ -31,7 +31,10 @@ GIVEN = {
         "45": "the exponent of the smallest float32",
         "324": "the exponent of the smallest float64",
     },
-    "initialization": {},
+    "initialization": {
+        "1.1": "a stop of the explorable's slider; the page asserts what happens there",
+        "1.4": "a stop of the explorable's slider; the page asserts what happens there",
+    },
 }
 
 

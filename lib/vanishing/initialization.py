@@ -218,7 +218,7 @@ def variance_factors(fan_in, fan_out, variance, square=1.0, slope=1.0):
 # Grids of the explorables ----------------------------------------------------------------------
 
 
-def gain_grid(*, rng, names=("tanh", "sigmoid", "relu", "gelu"), width=64, depth=40, networks=4, every=4):
+def gain_grid(*, rng, names=("tanh", "sigmoid", "relu", "gelu"), width=64, depth=40, networks=3, every=4):
     """Sizes of activations and gradients by layer, for each activation function and gain.
 
     The weights are "lecun_normal" times the gain, the input and the gradient at the last layer N(0, 1). The
