@@ -352,11 +352,11 @@ def test_the_explorable_of_phases_moves_and_is_right(tab, server):
             for _ in range(presses):
                 tab.keyboard.press(key)
             assert sliders.nth(i).input_value() != before
-        right(tuple(float(sliders.nth(i).input_value()) for i in range(2)))
+        right(tuple(float(sliders.nth(i).input_value()) for i in (1, 0)))  # bias, weight
     before = [sliders.nth(i).input_value() for i in range(2)]
     cells = figure.locator(".mark-rect path")
     cells.nth(8 * 31 - 3).click(force=True)
-    place = tuple(float(sliders.nth(i).input_value()) for i in range(2))
-    assert [str(v) for v in place] != before
+    place = tuple(float(sliders.nth(i).input_value()) for i in (1, 0))
+    assert [sliders.nth(i).input_value() for i in range(2)] != before
     right(place)
     assert tab.errors == [] and tab.outside == []
