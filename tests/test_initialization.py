@@ -302,7 +302,7 @@ def test_the_explorable_of_gains_moves_and_is_right(tab, server):
     rows = {(r["activation"], r["gain"], r["network"]): r for r in gain_grid(rng=np.random.default_rng(0))}
     sliders, menu = figure.locator("input[type=range]"), figure.locator("select")
     assert sliders.count() == 2 and menu.count() == 1
-    for name, key, presses in (("relu", "ArrowRight", 4), ("gelu", "ArrowLeft", 2), ("sigmoid", "ArrowRight", 1)):
+    for name, key, presses in (("tanh", "ArrowRight", 4), ("gelu", "ArrowLeft", 2), ("sigmoid", "ArrowRight", 1)):
         menu.focus()
         before = menu.input_value()
         tab.keyboard.type(name)
