@@ -34,7 +34,7 @@ from .chain_rule import (
 )
 from .clipping import clip_adaptive, clip_by_norm, clip_by_value, global_norm
 from .data import adding_problem, characters, copy_task, digits, digits_sequence
-from .initialization import GAINS, gain, initialize, lsuv
+from .initialization import GAINS, gain, initialize, lsuv, variance_factors
 from .mean_field import MeanField, c_map, critical_weight_variance, mean_field, q_map
 from .mini_batch import (
     batch_gradients,
