@@ -34,6 +34,7 @@ GIVEN = {
     "softmax": {
         "24.3": "what is said elsewhere, the claim that the page answers",
         "9.8": "what is said elsewhere, the claim that the page answers",
+    },
     "initialization": {
         "1.1": "a stop of the explorable's slider; the page asserts what happens there",
         "1.4": "a stop of the explorable's slider; the page asserts what happens there",
