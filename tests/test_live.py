@@ -444,7 +444,7 @@ def test_the_page_shows_a_recorded_run_at_the_step_of_the_slider(tab, server):
     slider.focus()
     for _ in range(3):
         tab.keyboard.press("ArrowLeft")
-    now = drawn(tab, "runs", "layer", "update", "step")
+    now = drawn(tab, "runs", "number", "update_here", "step")
     want = next(row for row in rows if row["step"] == 270)
-    assert [(r["layer"], r["step"]) for r in now] == [(k, 270) for k in range(1, 14)]
-    assert np.allclose([r["update"] for r in now], want["update"], rtol=0.02)
+    assert [(r["number"], r["step"]) for r in now] == [(k, 270) for k in range(1, 14)]
+    assert np.allclose([r["update_here"] for r in now], want["update"], rtol=0.02)
