@@ -250,8 +250,12 @@ def test_stop_stops_and_the_ping_that_was_under_way_does_no_harm(panel):
     assert not panel.running and f"Stopped at step {panel.records[-1].step}" in panel.message.value
     echo(panel)
     assert len(panel.records) == n == 2 and panel.stop.disabled and not panel.start.disabled
+    late = panel.ping.value
     press(panel)  # a new run, from the beginning
     assert panel.records[0].step == 1 and len(panel.previous) == n
+    panel.pong.value = 0
+    panel.pong.value = late  # an echo from the run before is no second clock
+    assert len(panel.records) == 1
     finish(panel)
     assert panel.records[-1].step == 50
 

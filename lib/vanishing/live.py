@@ -17,6 +17,7 @@ callback trains for the next moment. A click on Stop waits in the same queue, be
 import base64
 import io
 import math
+import threading
 import time
 import traceback
 from dataclasses import asdict, dataclass
@@ -388,14 +389,12 @@ class Bench:
                 "vg.live.train trains without it."
             ) from None
         self.first, self.seed = settings, seed
+        self.turn = threading.RLock()  # JupyterLab with ipykernel 7 delivers events in two threads
         self.records, self.previous, self.error, self.run, self.drawn = [], [], None, None, 0.0
         self.controls = {name: _control(w, name, getattr(settings, name)) for name in CONTROLS}
         for name, value in asdict(settings).items():
-            if (
-                not math.isclose(value, self.controls[name].value)
-                if name in DECADES
-                else value != self.controls[name].value
-            ):
+            shown = self.controls[name].value
+            if shown != value and not (name in DECADES and math.isclose(shown, value)):
                 raise ValueError(f"{name}: got {value!r}, expected what its control can show")
 
         def button(description, tooltip, style, action, **more):
@@ -414,7 +413,7 @@ class Bench:
         # The clock: see the top of this file.
         self.ping, self.pong = w.IntText(0), w.IntText(0)
         self.clock = w.jsdlink((self.ping, "value"), (self.pong, "value"))
-        self.pong.observe(self._safely(self._moment), "value")
+        self.pong.observe(self._safely(self._echo), "value")
 
         names = list(CONTROLS)
         columns = [w.VBox([self.controls[name] for name in names[k : k + 4]]) for k in (0, 4, 8)]
@@ -445,7 +444,8 @@ class Bench:
     def _safely(self, action):
         def callback(_):
             try:
-                action()
+                with self.turn:
+                    action()
             except Exception as error:
                 self.error = error
                 self._end()
@@ -480,10 +480,12 @@ class Bench:
         self.progress.value, self.picture.value, self.numbers.value = 0, "", ""
         self._say("Press Run.")
 
+    def _echo(self):
+        if self.running and self.pong.value == self.ping.value:  # else of a ping from before Stop
+            self._moment()
+
     def _moment(self):
         """Train for a moment and draw; then ask the browser for the next moment."""
-        if not self.running:
-            return  # the echo of a ping from before Stop
         until = time.perf_counter() + MOMENT
         for record in self.run:
             self.records.append(record)
@@ -520,7 +522,7 @@ class Bench:
         self.progress.value = last.step
         source = _png(self.records, self.previous)
         self.picture.value = (
-            '<img style="max-width: 100%" width="840" height="520" decoding="sync" '
+            '<img style="max-width: 100%; height: auto" width="840" height="520" decoding="sync" '
             f'alt="{escape(str(last))}" src="data:image/png;base64,{source}">'
         )
         self.numbers.value = f"<p>{escape(str(last))}</p>"
