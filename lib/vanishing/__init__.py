@@ -72,6 +72,7 @@ from .sweep import Sweep, SweepError, sweep
 _LATER = {
     "Explorable": "explorable",
     "band": "figures",
+    "bench": "live",
     "lines": "figures",
     "style": "figures",
     "claim": "ledger",
@@ -83,7 +84,7 @@ _LATER = {
     "expects": "exercises",
     "rejects": "exercises",
 }
-_MODULES = ("exercises", "explorable", "figures", "ledger")
+_MODULES = ("exercises", "explorable", "figures", "ledger", "live")
 
 __all__ = sorted({name for name in dir() if not name.startswith("_")} - {"importlib"} | _LATER.keys() | set(_MODULES))
 
