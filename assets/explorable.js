@@ -31,14 +31,15 @@
   // scaled down, its text could not be read.
   function fit(spec, natural, room) {
     if (natural <= room) return;
-    const wide = natural - room;
-    if (typeof spec.width === "number") spec.width = Math.max(spec.width - wide, 150);
-    if (spec.layout) spec.layout.columns = 1;
+    if (typeof spec.width === "number") spec.width = Math.max(spec.width - (natural - room), 150);
     for (const signal of spec.signals ?? []) {
-      if (/width$/i.test(signal.name) && typeof signal.value === "number") {
-        signal.value = Math.max(Math.min(signal.value, room - 80), 150);
-      }
+      if (/width$/i.test(signal.name) && signal.value > 100) signal.value = Math.max(room - 80, 150);
     }
+    const stack = (group) => {
+      if (group.layout) group.layout.columns = 1;
+      group.marks?.forEach(stack);
+    };
+    stack(spec);
   }
 
   // The state in the address: #explorable-name?control=value&...

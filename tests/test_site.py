@@ -117,7 +117,7 @@ def test_an_explorable_keeps_its_promises(tab, server, name, chart):
     tab.wait_for_function("before => location.hash !== before", arg=before)
     assert f"#explorable-{chart}?" in tab.url
     figure.locator("summary", has_text="Data").click()
-    assert figure.locator("table tbody tr").count() >= 1
+    figure.locator("table tbody tr").first.wait_for(timeout=5000)
 
     state = tab.evaluate(
         "name => { const v = document.querySelector(`#explorable-${name}`).vega; return v.getState().signals; }", chart
