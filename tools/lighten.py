@@ -6,6 +6,7 @@ components that this book does not have. This runs after Sphinx, and again does 
 
 import re
 import shutil
+from base64 import b64encode
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote
@@ -38,6 +39,7 @@ def lighten(site):
     for sheet in [*static.glob("*.css"), *static.glob("styles/*.css")]:
         if sheet.name not in ("icons.css", "book.css"):
             write(sheet, purge(sheet.read_text("utf-8"), words))
+    write(static / "katex" / "katex.min.css", with_fonts(static / "katex"))
     for path in (path for pattern in UNUSED for path in list(static.glob(pattern))):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for picture in site.glob("_images/*.png"):
@@ -69,6 +71,15 @@ def icons(source, words):
             svg = f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}'><path d='{path}'/></svg>"
             rules.append(f'.{word} {{ --icon: url("data:image/svg+xml,{quote(svg, safe="/:= ")}"); }}')
     return "\n".join(rules) + "\n"
+
+
+def with_fonts(katex):
+    """KaTeX's style sheet with its two commonest fonts inside: coming later, they would move lines of text."""
+    css = (katex / "katex.min.css").read_text("utf-8")
+    for name in ("KaTeX_Main-Regular", "KaTeX_Math-Italic"):
+        data = b64encode((katex / "fonts" / f"{name}.woff2").read_bytes()).decode()
+        css = css.replace(f"url(fonts/{name}.woff2)", f"url(data:font/woff2;base64,{data})")
+    return css
 
 
 def purge(css, words):
