@@ -61,6 +61,16 @@ def test_wrong_answers_lose_points_and_are_told_why(name):
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_other_right_answers_get_every_point(name):
+    """Written differently from the solution: a check asks for properties, not for one way to write it."""
+    assert exercises._accepted.get(name), "expected vg.accepts with another right answer"
+    for function in exercises._accepted[name]:
+        for seed in range(5):
+            feedback = exercises.check(name, function, rng=np.random.default_rng(seed))
+            assert feedback.points == feedback.possible, (function.__name__, feedback)
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_the_stub_is_not_done_yet(name):
     feedback = exercises.check(name, attempt(name, strip=True), rng=np.random.default_rng(0))
     assert not feedback.done and feedback.points == 0

@@ -35,7 +35,7 @@ class Submission:
     def id(self):
         """A name for files: the student's, made safe, and short."""
         plain = unicodedata.normalize("NFC", self.student)
-        safe = re.sub(r"[^\w.-]+", "-", plain).strip(".-")[:60]
+        safe = re.sub(r"[^\w.-]+", "-", plain).strip(".-")[:60] or "student"
         if safe != plain:  # two names may look alike once they are safe
             safe += "-" + hashlib.sha256(plain.encode()).hexdigest()[:6]
         return f"{safe}-{self.number}" if self.number else safe
@@ -84,7 +84,8 @@ def collect(source):
         files = [(m.filename, datetime.datetime(*m.date_time).timestamp(), m.file_size) for m in members]
     else:
         raise ValueError(f"submissions: got {str(source)!r}, expected a folder or a zip archive of notebooks")
-    files = [f for f in files if not re.search(r"(^|/)(\.|__MACOSX/)", f[0])]  # checkpoints, and macOS's shadows
+    hidden = (".", "__MACOSX")  # checkpoints, and macOS's shadows
+    files = [f for f in files if not any(part.startswith(hidden) for part in PurePosixPath(f[0]).parts)]
     if not files:
         raise ValueError(f"submissions: got {str(source)!r}, expected notebooks (*.ipynb) in it")
 

@@ -4,6 +4,7 @@ The grader compares values. It never runs a student's code, which a worker in a 
 (`sandbox`, `worker`), and it never unpickles anything.
 """
 
+import atexit
 import hashlib
 import json
 import os
@@ -83,7 +84,9 @@ def grade_notebook(text, assignment, sandbox):
 @cache
 def sandbox_of_this_process(kind):
     """Started once in each process that grades."""
-    return Sandbox(kind)
+    sandbox = Sandbox(kind)
+    atexit.register(sandbox.close)
+    return sandbox
 
 
 def grade_one(submission, assignment, kind, out):
@@ -99,7 +102,7 @@ def grade_one(submission, assignment, kind, out):
         if kept["extra_data"]["key"] == key:
             return kept
     if problem:
-        rows, notes = [[name, says, 0, points, problem] for name, says, points in assignment["points"]], [problem]
+        rows, notes = without_points(assignment, problem)
     else:
         rows, notes = grade_notebook(text, assignment, sandbox_of_this_process(kind))
     result = gradescope(rows, notes) | {
@@ -110,6 +113,11 @@ def grade_one(submission, assignment, kind, out):
     }  # fmt: skip
     write(path, json.dumps(result, indent=1, ensure_ascii=False))
     return result
+
+
+def without_points(assignment, problem):
+    """Rows and notes of a submission that cannot be graded."""
+    return [[name, says, 0, points, problem] for name, says, points in assignment["points"]], [problem]
 
 
 def gradescope(rows, notes):
@@ -185,15 +193,10 @@ def grade_on_gradescope(root):
     except SandboxError:
         sandbox = Sandbox("container")
     try:
-        found, replaced = collect(root / "submission")
-        newest = max(found, key=lambda s: s.modified)
+        newest = max(collect(root / "submission")[0], key=lambda submission: submission.modified)
         rows, notes = grade_notebook(newest.text(), assignment, sandbox)
     except ValueError as error:
-        rows, notes, replaced = (
-            [[name, says, 0, p, str(error)] for name, says, p in assignment["points"]],
-            [str(error)],
-            [],
-        )
+        rows, notes = without_points(assignment, str(error))
     finally:
         sandbox.close()
     result = gradescope(rows, notes)

@@ -80,8 +80,10 @@ class Sandbox:
             channel.settimeout(5)
             while channel.recv(1 << 16):  # the end comes when nobody holds the other side any more
                 pass
-        except OSError:  # not within 5 seconds: down with everything
+        except TimeoutError:  # down with everything
             self.close()
+        except OSError:  # it was gone already
+            pass
         channel.close()
         if not self.nested:
             self.close()
@@ -103,11 +105,12 @@ class Sandbox:
         try:
             channel.settimeout(20)  # it loads NumPy first
             channel.sendall(b'{"n": 0, "notebook": "{\\"cells\\": []}"}\n')
-            return channel.recv(100) == b'{"n": 0, "value": 0}\n'
+            if channel.recv(100) != b'{"n": 0, "value": 0}\n':
+                return False
         except OSError:
             return False
-        finally:
-            channel.close()
+        self.end(channel)
+        return True
 
     def _start(self):
         self.control, theirs = socket.socketpair()

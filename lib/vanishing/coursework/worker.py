@@ -13,6 +13,7 @@ grader compares: there is no word for "right".
 import ast
 import base64
 import ctypes
+import gc
 import importlib.machinery
 import json
 import os
@@ -324,4 +325,5 @@ if __name__ == "__main__":
         import scipy.special  # noqa: F401
     except ImportError:
         pass
+    gc.freeze()  # what is loaded now stays shared with every fork
     main(socket.socket(fileno=int(sys.argv[1])), json.loads(sys.argv[2]))
