@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import zipfile
 
 import joblib
@@ -16,17 +15,17 @@ import nbformat
 import numpy as np
 import pytest
 
-from test_exercises import ALL, TOPICS
 from test_coursework_hostile import ASSIGNMENT, RIGHT, notebook, sandbox  # noqa: F401
+from test_exercises import ALL, TOPICS
 from vanishing import exercises
 from vanishing.coursework import collect as collecting
 from vanishing.coursework.__main__ import main
 from vanishing.coursework.assign import assign, pieces, plain_markdown
 from vanishing.coursework.attempt import Notebook
-from vanishing.coursework.grade import grade, grade_notebook, grade_on_gradescope, points_table
+from vanishing.coursework.grade import grade, grade_notebook, points_table
 from vanishing.coursework.report import cell
 from vanishing.coursework.sandbox import Sandbox, SandboxError
-from vanishing.coursework.worker import decode, encode
+from vanishing.coursework.values import decode, encode
 
 TIME = {"call_seconds": 5.0, "seconds": 30.0}
 # In the sandbox, the check cells define the wrong and the other right answers, and keep them by exercise.

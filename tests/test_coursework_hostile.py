@@ -140,6 +140,11 @@ HARMLESS = {  # the function is right; these cells before or after it do not mat
     "writes below / and into Python": [
         RIGHT, "import numpy, os\nfor p in ('/x', '/packages/x', numpy.__file__, os.__file__, '/worker.py', '/dev/x', '/usr/lib/x', '/proc/sys/kernel/hostname'):\n"
         "    try: open(p, 'a').write('x')\n    except OSError: continue\n    del typical_factor"],
+    "memory that belongs to no process": [
+        RIGHT,
+        "import ctypes\nlibc = ctypes.CDLL(None)\n"
+        "if libc.memfd_create(b'x', 0) >= 0 or libc.shmget(0, 1 << 20, 0o1600) >= 0: del typical_factor",
+    ],
     "new namespaces": [
         RIGHT, "import ctypes\nlibc = ctypes.CDLL(None)\nif 0 in [libc.unshare(f) for f in (0x10000000, 0x20000, 0x40000000)] + [libc.mount(b't', b'/tmp', b'tmpfs', 0, None)]:\n    del typical_factor"],
     "magics": ["%matplotlib inline\n!touch /tmp/x\nfiles = !ls\nnp?", "%%bash\nrm -rf /", "%%time\n" + RIGHT],

@@ -8,7 +8,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from .worker import MIB
+from .sandbox import MIB
 
 LARGEST = 16 * MIB  # of a notebook; with a hundred figures in it one has a few
 

@@ -15,9 +15,9 @@ import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
 
-from .worker import MIB
-
 WORKER = Path(__file__).with_name("worker.py")
+VALUES = Path(__file__).with_name("values.py")
+MIB = 1 << 20
 LIMITS = {
     "memory": 384 * MIB,  # of all processes of a submission together
     "address_space": 1024 * MIB,  # of each one, NumPy's libraries included
@@ -122,7 +122,7 @@ class Sandbox:
             env["PYTHONPATH"] = "/packages"
             command = [*walls(self.limits, self.nested, env), python, "-sSP", "/worker.py", *settings]
         else:
-            env["PYTHONPATH"] = os.pathsep.join({str(Path(p).parent) for p in packages()})
+            env["PYTHONPATH"] = os.pathsep.join(sorted({str(p.parent) for p in (*packages(), VALUES)}))
             command = [python, "-sSP", str(WORKER), *settings]
         with theirs:
             self.process = subprocess.Popen(
@@ -170,7 +170,8 @@ def walls(limits, nested, env):
             command += ["--tmpfs", folder, "--remount-ro", folder]
     for folder in packages():
         command += ["--ro-bind", folder, f"/packages/{folder.name}"]
-    command += ["--ro-bind", WORKER, "/worker.py", "--dev-bind", "/dev/null", "/dev/null"]
+    command += ["--ro-bind", WORKER, "/worker.py", "--ro-bind", VALUES, "/packages/values.py"]
+    command += ["--dev-bind", "/dev/null", "/dev/null"]
     command += ["--ro-bind", "/dev/urandom", "/dev/urandom", "--size", str(limits["disk"]), "--tmpfs", "/tmp"]
     # A new /proc may only be mounted inside where one is seen in full; nothing of this one is, under the new one.
     command += ["--dev-bind", "/proc", "/proc"] if nested else ["--proc", "/proc"]

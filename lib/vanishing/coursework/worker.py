@@ -1,8 +1,7 @@
 """Runs a student's notebook, inside the sandbox.
 
-The grader starts this file as a program and imports it for `encode` and `decode`; it imports
-nothing of the package, which the sandbox does not contain. Once NumPy is loaded it forks for
-each submission: one process in new namespaces of its own (user, process, mount, network, ...)
+The grader starts this file as a program. It needs `values` beside it and nothing else of the
+package, which the sandbox does not contain. Once NumPy is loaded it forks for each submission: one process in new namespaces of its own (user, process, mount, network, ...)
 that watches, and under it one that drops every right it has and runs the code. The watcher is
 process 1 of its namespace, so when it ends, everything that the submission started ends too.
 
@@ -11,8 +10,8 @@ grader compares: there is no word for "right".
 """
 
 import ast
-import base64
 import ctypes
+import errno
 import gc
 import importlib.machinery
 import json
@@ -22,88 +21,28 @@ import resource
 import select
 import signal
 import socket
+import struct
 import sys
 import traceback
 import types
 
-import numpy as np
+from values import decode, encode
 
-MIB = 1 << 20
 NAMESPACES = 0x10000000 | 0x20000000 | 0x00020000 | 0x08000000 | 0x40000000 | 0x04000000 | 0x02000000
 #            user         process      mount        IPC          network      host name    cgroup
+# System calls of no use to a notebook, by number: ways to memory that belongs to no process, to more rights
+# in new namespaces, to other processes, and to the kernel's larger machines.
+FORBIDDEN = {
+    "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "semget": (64, 190),
+    "msgget": (68, 186), "mq_open": (240, 180), "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40),
+    "umount2": (166, 39), "pivot_root": (155, 41), "ptrace": (101, 117), "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271), "open_by_handle_at": (304, 265), "add_key": (248, 217), "request_key": (249, 218),
+    "keyctl": (250, 219), "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
+    "io_uring_setup": (425, 425),
+}  # fmt: skip
+MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, the kernel's name
 MS_SAFE = 2 | 4 | 8  # no set-user-ID programs, no devices, no execution
 NOBODY = 65534
-
-# ---------------------------------------------------------------- values as JSON, both ways
-
-
-def encode(value, functions):
-    """A value as JSON. Functions do not travel: they are kept in the list `functions`, and their index goes.
-
-    Raises:
-        TypeError: neither a number, text, array, function, nor a list, tuple or dict of these.
-    """
-    if value is None or value is Ellipsis:  # `...` is a stub that returns what it is
-        return None
-    if isinstance(value, (bool, int, float, str)) and type(value) in (bool, int, float, str):
-        return value
-    if isinstance(value, list):
-        return [encode(item, functions) for item in value]
-    if isinstance(value, tuple):
-        return {"~": "tuple", "v": [encode(item, functions) for item in value]}
-    if isinstance(value, dict):
-        return {"~": "dict", "v": [[encode(k, functions), encode(v, functions)] for k, v in value.items()]}
-    if isinstance(value, complex):
-        value = np.complex128(value)
-    if isinstance(value, (np.ndarray, np.generic)):
-        array = np.ascontiguousarray(value)
-        if array.dtype.kind not in "biufc":
-            raise TypeError(f"array of {array.dtype}")
-        if array.dtype.itemsize > (16 if array.dtype.kind == "c" else 8):  # long doubles differ between machines
-            array = array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
-        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        kind = "array" if isinstance(value, np.ndarray) else "scalar"
-        data = base64.b64encode(array.tobytes()).decode()
-        return {"~": kind, "dtype": array.dtype.str, "shape": np.shape(value), "data": data}
-    if isinstance(value, np.random.Generator):
-        return {"~": "rng", "v": value.bit_generator.state}
-    if callable(value):
-        functions.append(value)
-        return {"~": "function", "v": len(functions) - 1}
-    raise TypeError(type(value).__name__)
-
-
-def decode(tree, function, generators=False):
-    """The value that `encode` made JSON of. Nothing is executed, and what does not fit raises an error.
-
-    Args:
-        tree: parsed JSON.
-        function: called with an index, gives what stands for that function on this side.
-        generators: accept random generators (the grader does not).
-    """
-    if isinstance(tree, list):
-        return [decode(item, function, generators) for item in tree]
-    if not isinstance(tree, dict):
-        return tree
-    kind, v = tree["~"], tree.get("v")
-    if kind == "tuple":
-        return tuple(decode(item, function, generators) for item in v)
-    if kind == "dict":
-        return {decode(k, function, generators): decode(x, function, generators) for k, x in v}
-    if kind == "function":
-        return function(int(v))
-    if kind == "rng" and generators:
-        rng = np.random.Generator(getattr(np.random, v["bit_generator"])())
-        rng.bit_generator.state = v
-        return rng
-    if kind in ("array", "scalar"):
-        if not re.fullmatch(r"[<|](b1|[iu][1248]|f[248]|c8|c16)", tree["dtype"]):
-            raise ValueError(f"dtype: got {tree['dtype']!r}, expected numbers")
-        array = np.frombuffer(base64.b64decode(tree["data"]), dtype=tree["dtype"]).copy()
-        array = array.reshape([int(n) for n in tree["shape"]])
-        return array if kind == "array" else array.reshape(())[()]
-    raise ValueError(f"got a {kind!r}, expected a value")
-
 
 # ---------------------------------------------------------------- the notebook
 
@@ -251,8 +190,26 @@ def drop_everything(libc, limits):
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(which, (value, value))
     system(libc.prctl(38, 1, 0, 0, 0))  # PR_SET_NO_NEW_PRIVS
+    forbid_system_calls(libc)
     header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     system(libc.capset(header, none))
+
+
+def forbid_system_calls(libc):
+    """Install the filter: those calls fail, another architecture's kill the process."""
+    machine = os.uname().machine
+    if machine not in MACHINES:
+        return  # the other walls stand
+    column, architecture = MACHINES[machine]
+    numbers = [n[column] for n in FORBIDDEN.values()]
+    load, equal, above, give = 0x20, 0x15, 0x35, 0x06  # instructions of the kernel's packet filter
+    code = [(load, 0, 0, 4), (equal, 1, 0, architecture), (give, 0, 0, 0), (load, 0, 0, 0)]
+    code += [(above, len(numbers) + 1, 0, 0x40000000)]  # the numbers of x86's third architecture
+    code += [(equal, len(numbers) - i, 0, number) for i, number in enumerate(numbers)]
+    code += [(give, 0, 0, 0x7FFF0000), (give, 0, 0, 0x00050000 | errno.EPERM)]
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in code))
+    head = struct.pack("HxxxxxxP", len(code), ctypes.addressof(program))
+    system(libc.prctl(22, 2, head, 0, 0))  # PR_SET_SECCOMP
 
 
 def memory_of_all():
