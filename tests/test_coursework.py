@@ -275,6 +275,7 @@ def graded(homework, tmp_path_factory, sandbox):  # noqa: F811
         "+Ада Лавлейс.ipynb": notebook(RIGHT, "raise ValueError('<script>')"),
         '<b>bold</b>, "quoted"_12_345_hw.ipynb'.replace("/", ""): stub,
         "broken.ipynb": solved[:-50],
+        os.fsdecode(b"\xff\xfe.ipynb"): "{}",
     }.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, "utf-8")
@@ -286,7 +287,7 @@ def graded(homework, tmp_path_factory, sandbox):  # noqa: F811
 def test_results_in_gradescopes_format(graded):
     out, results, _ = graded
     scores = {name: r["score"] for name, r in results.items()}
-    assert scores == {"Zoë Smith": 30, "=cmd|' ": 4} | scores and len(scores) == 5
+    assert scores == {"Zoë Smith": 30, "=cmd|' ": 4} | scores and len(scores) == 6
     result = json.loads(
         (out / "results" / results["Zoë Smith"]["extra_data"]["id"] / "results.json").read_text("utf-8")
     )
@@ -315,7 +316,7 @@ def test_tables(graded):
 def test_pages(graded):
     out, results, _ = graded
     summary = (out / "summary.html").read_text("utf-8")
-    assert "5 students" in summary and "old.ipynb" in summary and "is older" in summary
+    assert "6 students" in summary and "old.ipynb" in summary and "is older" in summary
     for result in results.values():
         page = (out / "feedback" / f"{result['extra_data']['id']}.html").read_text("utf-8")
         for text in (page, summary):

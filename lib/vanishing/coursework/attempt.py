@@ -41,11 +41,12 @@ class Notebook:
 
     Attributes:
         notes: sentences on what happened to the cells.
+        given_up: why nothing more of this notebook will run, if so.
     """
 
     def __init__(self, sandbox, text, *, call_seconds, seconds):
         self.sandbox, self.text, self.call_seconds, self.left = sandbox, text, call_seconds, seconds
-        self.channel, self.notes, self.killers, self.unreadable = None, [], set(), False
+        self.channel, self.notes, self.killers, self.given_up = None, [], set(), ""
 
     def __enter__(self):
         return self
@@ -66,19 +67,18 @@ class Notebook:
     def _start(self):
         """Run the cells, from the first one, until they come to their end."""
         first = not self.notes
-        while not self.unreadable:
+        while not self.given_up:
             self.channel, self.buffer, self.n, self.functions = self.sandbox.open(), bytearray(), 0, []
             try:
-                reply = self._ask({"notebook": self.text})
+                cells = self._ask({"notebook": self.text}).get("value")
             except Stopped as stopped:
-                self.unreadable = True
-                self.notes.append(f"the notebook: {stopped}")
+                self.given_up = str(stopped)
                 break
-            if not isinstance(reply.get("value"), int):
-                self.unreadable = True
-                self.notes.append(UNREADABLE)
+            if not isinstance(cells, int):
+                self.given_up = UNREADABLE
+                self._hang_up()
                 break
-            for cell in range(min(reply["value"], 1000)):
+            for cell in range(min(cells, 1000)):
                 if cell in self.killers:
                     continue
                 try:
@@ -92,8 +92,9 @@ class Notebook:
             else:
                 return
             first = False
-        self._hang_up()
-        raise Stopped(UNREADABLE)
+        if self.given_up not in self.notes:
+            self.notes.append(self.given_up)
+        raise Stopped(self.given_up)
 
     def _call(self, which, args, kwargs):
         reply = self._ask({"call": which, "args": [encode(args, self.functions), encode(kwargs, self.functions)]})
@@ -115,7 +116,7 @@ class Notebook:
     def _ask(self, request):
         """Send a request; return the reply that belongs to it, answering calls of our functions meanwhile."""
         if self.left <= 0:
-            raise self._stop("not tried: the time for this notebook was used up")
+            raise self._stop("not tried, because the time for this notebook was used up")
         # To read the file is the worker's own work: a large one on a busy machine may take longer than a call.
         seconds = self.left if "notebook" in request else min(self.call_seconds, self.left)
         self.n += 1

@@ -37,7 +37,7 @@ class Submission:
         plain = unicodedata.normalize("NFC", self.student)
         safe = re.sub(r"[^\w.-]+", "-", plain).strip(".-")[:60] or "student"
         if safe != plain:  # two names may look alike once they are safe
-            safe += "-" + hashlib.sha256(plain.encode()).hexdigest()[:6]
+            safe += "-" + hashlib.sha256(readable(plain).encode()).hexdigest()[:6]
         return f"{safe}-{self.number}" if self.number else safe
 
     def text(self):
@@ -97,6 +97,11 @@ def collect(source):
             replaced.append(newest[key])
         newest[key] = new
     return sorted(newest.values(), key=lambda s: s.id), sorted(replaced, key=lambda s: s.id)
+
+
+def readable(name):
+    """A file name as text that can be written, whatever bytes it is made of."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def is_own_file(path):

@@ -17,7 +17,7 @@ import numpy as np
 from .. import exercises
 from ..sweep import sweep
 from .attempt import Notebook, Stopped
-from .collect import collect
+from .collect import collect, readable
 from .report import write_reports
 from .sandbox import Sandbox, SandboxError
 
@@ -37,7 +37,9 @@ def read_assignment(folder):
         raise ValueError(
             "assignment: it was written for other checks than this version of `vanishing` has; assign again"
         )
-    return assignment
+    # Part of it, so that results are kept only as long as the checks are the same.
+    sources = "".join(exercises.source(topic) for topic in assignment["topics"])
+    return assignment | {"checks": hashlib.sha256(sources.encode()).hexdigest()}
 
 
 def points_table(names):
@@ -75,8 +77,7 @@ def grade_notebook(text, assignment, sandbox):
                         problem = exercises.judge(prop, attempt, hidden_rng(seed, name, prop.says))
                     except Stopped as error:
                         problem = str(error)
-                        stopped = f"not tried: an earlier check of this function {error}"
-                        stopped = problem if notebook.unreadable else stopped
+                        stopped = notebook.given_up or f"not tried: an earlier check of this function {error}"
                 rows.append([name, prop.says, 0 if problem else prop.points, prop.points, problem or ""])
         return rows, notebook.notes
 
@@ -101,14 +102,19 @@ def grade_one(submission, assignment, kind, out):
         kept = json.loads(path.read_text("utf-8"))
         if kept["extra_data"]["key"] == key:
             return kept
-    if problem:
-        rows, notes = without_points(assignment, problem)
-    else:
-        rows, notes = grade_notebook(text, assignment, sandbox_of_this_process(kind))
+    failed = False
+    try:
+        if problem:
+            rows, notes = without_points(assignment, problem)
+        else:
+            rows, notes = grade_notebook(text, assignment, sandbox_of_this_process(kind))
+    except Exception as error:  # of the grader: the class goes on, the summary says it, and the next run tries again
+        failed = True
+        rows, notes = without_points(assignment, f"NOT GRADED, the grader failed: {type(error).__name__}: {error}")
     result = gradescope(rows, notes) | {
         "extra_data": {
-            "id": submission.id, "student": submission.student, "number": submission.number,
-            "file": submission.member, "key": key, "sandbox": kind,
+            "id": submission.id, "student": readable(submission.student), "number": submission.number,
+            "file": readable(submission.member), "key": "" if failed else key, "sandbox": kind,
         }
     }  # fmt: skip
     write(path, json.dumps(result, indent=1, ensure_ascii=False))

@@ -6,6 +6,7 @@ from collections import Counter
 import jinja2
 
 from ..exercises import Feedback, Property
+from .collect import readable
 
 PAGE = """\
 <!doctype html>
@@ -60,7 +61,7 @@ SUMMARY = """\
 <h2>To look at</h2>
 {% if not replaced and not noted %}<p>Nothing.</p>{% endif %}
 <ul>
-{% for s in replaced %}<li>{{ s.student }} handed in more than once: <code>{{ s.member }}</code> is older, and was not graded.</li>
+{% for s in replaced %}<li>{{ s.student|readable }} handed in more than once: <code>{{ s.member|readable }}</code> is older, and was not graded.</li>
 {% endfor %}
 {% for r in noted %}<li>{{ r.extra_data.student }} ({{ "%g"|format(r.score) }} points): {{ r.output }}</li>
 {% endfor %}
@@ -70,6 +71,7 @@ SUMMARY = """\
 PAGES = jinja2.Environment(
     loader=jinja2.DictLoader({"page": PAGE, "student": STUDENT, "summary": SUMMARY}), autoescape=True
 )
+PAGES.filters["readable"] = readable
 
 
 def cell(value):
