@@ -19,6 +19,7 @@ from test_coursework_hostile import ASSIGNMENT, RIGHT, notebook, sandbox  # noqa
 from test_exercises import ALL, TOPICS
 from vanishing import exercises
 from vanishing.coursework import collect as collecting
+from vanishing.coursework import grade as grading
 from vanishing.coursework.__main__ import main
 from vanishing.coursework.assign import assign, pieces, plain_markdown
 from vanishing.coursework.attempt import Notebook
@@ -351,6 +352,23 @@ def test_a_class_in_processes_and_on_a_cluster(graded, homework, tmp_path):
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster):
         with joblib.parallel_config("dask"):
             assert grade(folder, homework, tmp_path / "b", progress=False) == by_processes
+
+
+def test_a_failure_of_the_grader_itself_does_not_stop_the_class(graded, homework, tmp_path, monkeypatch):
+    _, results, folder = graded
+    kept = grading.grade_notebook
+
+    def fails(text, *rest):
+        if "<script>" in text:
+            raise RuntimeError("bug")
+        return kept(text, *rest)
+
+    monkeypatch.setattr(grading, "grade_notebook", fails)
+    scores = {r["extra_data"]["student"]: r["score"] for r in grade(folder, homework, tmp_path, jobs=1, progress=False)}
+    assert scores == {name: r["score"] for name, r in results.items()} | {"+Ада Лавлейс": 0}
+    assert "NOT GRADED" in (tmp_path / "summary.html").read_text("utf-8")
+    monkeypatch.setattr(grading, "grade_notebook", kept)
+    assert list(results.values()) == grade(folder, homework, tmp_path, jobs=1, progress=False)
 
 
 # ---------------------------------------------------------------- without a sandbox, and on Gradescope

@@ -11,12 +11,7 @@ from vanishing import exercises
 TOPICS = sorted({page.parent.name for page in book.toc_pages() if page.name == "exercises.md"})
 
 
-def names(topic):
-    exercises.load(topic)
-    return [name for name in exercises._properties if name.startswith(f"{topic}/")]
-
-
-ALL = [name for topic in TOPICS for name in names(topic)]
+ALL = [name for topic in TOPICS for name in exercises.names(topic)]
 
 
 def solutions(topic, strip=False):
@@ -37,7 +32,7 @@ def attempt(name, strip=False):
 
 @pytest.mark.parametrize("topic", TOPICS)
 def test_four_to_six_exercises(topic):
-    assert 4 <= len(names(topic)) <= 6
+    assert 4 <= len(exercises.names(topic)) <= 6
 
 
 @pytest.mark.parametrize("name", ALL)

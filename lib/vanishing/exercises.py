@@ -121,6 +121,12 @@ def judge(prop, attempt, rng):
         return f"your function raised {type(error).__name__}" + (f": {error}" if str(error) else "")
 
 
+def names(topic):
+    """The exercises of a topic, in the order of its page."""
+    load(topic)
+    return [name for name in _properties if name.startswith(f"{topic}/")]
+
+
 def properties(exercise):
     """The properties of an exercise, in the order of its page.
 

@@ -170,8 +170,7 @@ def assign(topics, out, *, title="", seed=None, install="", call_seconds=2, seco
                     f"topics: {seen[name]!r} and {topic!r} both define {name}, expected one assignment for each"
                 )
             seen[name] = topic
-        exercises.load(topic)
-    names = [name for topic in topics for name in exercises._properties if name.startswith(f"{topic}/")]
+    names = [name for topic in topics for name in exercises.names(topic)]
     assignment = {
         "title": title or f"Exercises: {', '.join(topics)}",
         "name": "-".join(topics),

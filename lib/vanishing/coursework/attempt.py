@@ -9,7 +9,7 @@ import numpy as np
 from .sandbox import MIB
 from .values import decode, encode
 
-REPLY = 4 * MIB  # bytes of one reply, checked before it is parsed
+REPLY = 2 * MIB  # bytes of one reply, checked before it is parsed
 CALLBACKS = 20_000  # calls of the grader's functions by one of the student's
 
 # What a student's code raises is raised here again if it is one of these; its text never is:
@@ -120,12 +120,12 @@ class Notebook:
         # To read the file is the worker's own work: a large one on a busy machine may take longer than a call.
         seconds = self.left if "notebook" in request else min(self.call_seconds, self.left)
         self.n += 1
-        start, callbacks = time.monotonic(), 0
+        n, start, callbacks = self.n, time.monotonic(), 0
         try:
-            self._send({"n": self.n, **request}, start + seconds)
+            self._send({"n": n, **request}, start + seconds)
             while True:
                 reply = self._receive(start + seconds)
-                if reply.get("n") != self.n:
+                if reply.get("n") != n:
                     continue  # an answer to an earlier question, or invented
                 if "callback" not in reply:
                     return reply

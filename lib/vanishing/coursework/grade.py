@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import exercises
-from ..sweep import sweep
+from ..sweep import SweepError, sweep
 from .attempt import Notebook, Stopped
 from .collect import collect, readable
 from .report import write_reports
@@ -102,23 +102,19 @@ def grade_one(submission, assignment, kind, out):
         kept = json.loads(path.read_text("utf-8"))
         if kept["extra_data"]["key"] == key:
             return kept
-    failed = False
-    try:
-        if problem:
-            rows, notes = without_points(assignment, problem)
-        else:
-            rows, notes = grade_notebook(text, assignment, sandbox_of_this_process(kind))
-    except Exception as error:  # of the grader: the class goes on, the summary says it, and the next run tries again
-        failed = True
-        rows, notes = without_points(assignment, f"NOT GRADED, the grader failed: {type(error).__name__}: {error}")
-    result = gradescope(rows, notes) | {
-        "extra_data": {
-            "id": submission.id, "student": readable(submission.student), "number": submission.number,
-            "file": readable(submission.member), "key": "" if failed else key, "sandbox": kind,
-        }
-    }  # fmt: skip
+    if problem:
+        rows, notes = without_points(assignment, problem)
+    else:
+        rows, notes = grade_notebook(text, assignment, sandbox_of_this_process(kind))
+    result = gradescope(rows, notes) | about(submission, key, kind)
     write(path, json.dumps(result, indent=1, ensure_ascii=False))
     return result
+
+
+def about(submission, key, kind):
+    """What a result says of its submission, for the reports and for the next run."""
+    told = {"id": submission.id, "student": readable(submission.student), "number": submission.number}
+    return {"extra_data": told | {"file": readable(submission.member), "key": key, "sandbox": kind}}
 
 
 def without_points(assignment, problem):
@@ -174,10 +170,17 @@ def grade(submissions, assignment, out, *, kind="bubblewrap", jobs=None, progres
         ValueError: no notebooks, no assignment.
     """
     assignment, out = read_assignment(assignment), Path(out).resolve()
-    found, replaced = collect(submissions)
+    found, replaced = collect(Path(submissions).resolve())
     Sandbox(kind).close()  # or it refuses, before anything is done
     points = [{"submission": s, "assignment": assignment, "kind": kind, "out": str(out)} for s in found]
-    results = sweep(grade_one, points, jobs=jobs or min(2 * (os.cpu_count() or 1), len(points)), progress=progress)
+    try:
+        results = sweep(grade_one, points, jobs=jobs or min(2 * (os.cpu_count() or 1), len(points)), progress=progress)
+    except SweepError as error:  # the grader's own failures: the class goes on, and the next run tries them again
+        results = error.results
+        for i, (submission, result) in enumerate(zip(found, results)):
+            if isinstance(result, BaseException):
+                said = f"NOT GRADED, the grader failed: {type(result).__name__}: {result}"
+                results[i] = gradescope(*without_points(assignment, said)) | about(submission, "", kind)
     write_reports(out, assignment, results, replaced)
     return list(results)
 

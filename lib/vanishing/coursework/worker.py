@@ -30,9 +30,10 @@ from values import decode, encode
 
 NAMESPACES = 0x10000000 | 0x20000000 | 0x00020000 | 0x08000000 | 0x40000000 | 0x04000000 | 0x02000000
 #            user         process      mount        IPC          network      host name    cgroup
-# System calls of no use to a notebook, by number: ways to memory that belongs to no process, to more rights
-# in new namespaces, to other processes, and to the kernel's larger machines.
+# System calls of no use to a notebook, by number: ways to networks (some, such as VSOCK, know no namespaces), to
+# memory that belongs to no process, to more rights in new namespaces, to other processes, to the kernel's machines.
 FORBIDDEN = {
+    "socket": (41, 198),
     "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "semget": (64, 190),
     "msgget": (68, 186), "mq_open": (240, 180), "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40),
     "umount2": (166, 39), "pivot_root": (155, 41), "ptrace": (101, 117), "process_vm_readv": (310, 270),
