@@ -164,7 +164,6 @@ def sandbox():
         sandbox = Sandbox()
     except SandboxError as error:
         pytest.skip(f"no sandbox here: {str(error).splitlines()[0]}")
-    time.sleep(0.3)  # until the worker that it was tried with is gone
     yield sandbox
     sandbox.close()
 
@@ -182,15 +181,18 @@ def host(tmp_path, sandbox):
         source = Path(exercises.__file__).read_bytes()
         return files, hashlib.sha256(source).hexdigest(), sorted(p.name for p in Path("/dev/shm").glob("*"))
 
-    def family():
-        return {p.pid for p in psutil.Process(sandbox.process.pid).children(recursive=True)}
+    def settled():
+        """Only the sandbox's own two processes are there; the dying of a namespace takes a moment."""
+        end = time.monotonic() + 5
+        while len(psutil.Process(sandbox.process.pid).children(recursive=True)) != 2:
+            assert time.monotonic() < end, "processes are left"
+            time.sleep(0.01)
+        return True
 
-    quiet, before = family(), picture()
+    assert settled()
+    before = picture()
     yield tmp_path
-    end = time.monotonic() + 5  # the dying of a namespace takes a moment
-    while family() != quiet and time.monotonic() < end:
-        time.sleep(0.01)
-    assert family() == quiet, "processes are left"
+    assert settled()
     assert picture() == before
 
 
