@@ -1,5 +1,6 @@
 """Coursework: what is handed out, how the exercises fare when they are graded, and what is written."""
 
+import contextlib
 import csv
 import io
 import json
@@ -15,12 +16,13 @@ import nbformat
 import numpy as np
 import pytest
 
+import book
 from test_coursework_hostile import ASSIGNMENT, RIGHT, notebook, sandbox  # noqa: F401
 from test_exercises import ALL, TOPICS
 from vanishing import exercises
 from vanishing.coursework import collect as collecting
 from vanishing.coursework import grade as grading
-from vanishing.coursework.__main__ import main
+from vanishing.coursework.__main__ import main, parser
 from vanishing.coursework.assign import assign, pieces, plain_markdown
 from vanishing.coursework.attempt import Notebook
 from vanishing.coursework.grade import grade, grade_notebook, points_table
@@ -420,6 +422,24 @@ def test_gradescope(homework, tmp_path, sandbox, monkeypatch, allowed):  # noqa:
     hidden = [t for t in result["tests"] if t.get("visibility") == "hidden"]
     assert bool(hidden) != allowed
     assert (tmp_path / "source").stat().st_mode & 0o77 == 0
+
+
+def test_the_commands_of_the_guide_exist():
+    text = (book.ROOT / "pages" / "instructors.md").read_text("utf-8")
+    commands = re.findall(r"^python -m vanishing\.coursework (.+)$", text, re.M)
+    assert [parser().parse_args(command.split()).command for command in commands] == ["assign", "grade"]
+    known = {option for words in ("assign", "grade") for option in re.findall(r"--[a-z-]+", usage(words))}
+    for command in re.findall(r"`(?:assign |grade )?(--[a-z-]+)", text):
+        assert command in known
+    for topic in TOPICS:
+        assert f"/chapters/{topic}/lesson>" in text, f"the guide's table has no row for {topic}"
+
+
+def usage(command):
+    """The help of a command."""
+    with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as told:
+        parser().parse_args([command, "--help"])
+    return told.getvalue()
 
 
 def test_nothing_of_it_is_imported_with_the_library():

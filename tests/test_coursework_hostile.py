@@ -22,7 +22,7 @@ ASSIGNMENT = {
     "exercises": [EXERCISE],
     "points": points_table([EXERCISE]),
     "seed": 1,
-    "time": {"call_seconds": 1.0, "seconds": 4.0},
+    "time": {"call_seconds": 1.5, "seconds": 6.0},
 }
 RIGHT = """
 import numpy as np
@@ -138,7 +138,7 @@ HARMLESS = {  # the function is right; these cells before or after it do not mat
     "a million files": [RIGHT, "for i in range(1_000_000): open(f'/tmp/{i}', 'w')"],
     "30 MB of output": [RIGHT, "import sys\nprint('x' * 30_000_000)\nsys.stderr.write('x' * 30_000_000)"],
     "writes below / and into Python": [
-        RIGHT, "import numpy, os\nfor p in ('/x', '/packages/x', numpy.__file__, os.__file__, '/worker.py', '/dev/x', '/usr/lib/x', '/proc/sys/kernel/hostname'):\n"
+        RIGHT, "import numpy, os\nfor p in ('/x', '/packages/x', numpy.__file__, os.__file__, '/worker.py', '/dev/x', '/dev/shm/x', '/usr/lib/x', '/proc/sys/kernel/hostname'):\n"
         "    try: open(p, 'a').write('x')\n    except OSError: continue\n    del typical_factor"],
     "memory that belongs to no process": [
         RIGHT,
@@ -179,7 +179,7 @@ def host(tmp_path, sandbox):
     def picture():
         files = {p.name: (p.read_text(), p.stat().st_mtime_ns) for p in tmp_path.iterdir()}
         source = Path(exercises.__file__).read_bytes()
-        return files, hashlib.sha256(source).hexdigest(), sorted(p.name for p in Path("/dev/shm").glob("*"))
+        return files, hashlib.sha256(source).hexdigest()
 
     def settled():
         """Only the sandbox's own two processes are there; the dying of a namespace takes a moment."""
