@@ -282,6 +282,8 @@ def graded(homework, tmp_path_factory, sandbox):  # noqa: F811
     }.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, "utf-8")
+    with open(folder / "huge.ipynb", "wb") as file:
+        file.truncate(100 << 20)
     os.utime(folder / "Zoë Smith_11_assignsubmission_file_" / "old.ipynb", (1e9, 1e9))
     results = grade(folder, homework, out, jobs=1, progress=False)
     return out, {r["extra_data"]["student"]: r for r in results}, folder
@@ -290,11 +292,12 @@ def graded(homework, tmp_path_factory, sandbox):  # noqa: F811
 def test_results_in_gradescopes_format(graded):
     out, results, _ = graded
     scores = {name: r["score"] for name, r in results.items()}
-    assert scores == {"Zoë Smith": 30, "=cmd|' ": 4} | scores and len(scores) == 6
+    assert scores == {"Zoë Smith": 30, "=cmd|' ": 4} | scores and len(scores) == 7
     result = json.loads(
         (out / "results" / results["Zoë Smith"]["extra_data"]["id"] / "results.json").read_text("utf-8")
     )
     assert result == results["Zoë Smith"]
+    assert results["huge"]["score"] == 0 and "100 MB, more than the 16" in results["huge"]["output"]
     assert result["score"] == sum(t["score"] for t in result["tests"])
     assert set(result["tests"][0]) == {"number", "name", "score", "max_score", "output", "extra_data"}
     assert [t["number"] for t in result["tests"]][:5] == ["1.1", "1.2", "1.3", "1.4", "2.1"]
@@ -319,7 +322,7 @@ def test_tables(graded):
 def test_pages(graded):
     out, results, _ = graded
     summary = (out / "summary.html").read_text("utf-8")
-    assert "6 students" in summary and "old.ipynb" in summary and "is older" in summary
+    assert "7 students" in summary and "old.ipynb" in summary and "is older" in summary
     for result in results.values():
         page = (out / "feedback" / f"{result['extra_data']['id']}.html").read_text("utf-8")
         for text in (page, summary):
@@ -378,7 +381,7 @@ def test_a_failure_of_the_grader_itself_does_not_stop_the_class(graded, homework
 
 def test_without_a_sandbox_it_refuses(homework, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "")
-    (tmp_path / "a.ipynb").write_text(notebook(RIGHT))
+    (tmp_path / "a.ipynb").write_text(notebook(RIGHT, "while True: pass"))
     with pytest.raises(SandboxError, match="apt install bubblewrap.*--trust"):
         try:
             grade(tmp_path, homework, tmp_path / "out", jobs=1, progress=False)
@@ -388,6 +391,7 @@ def test_without_a_sandbox_it_refuses(homework, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["coursework", "grade", str(tmp_path), "--assignment", str(homework), "--out",
                                       str(tmp_path / "out"), "--jobs", "1", "--trust"])  # fmt: skip
     main()
+    assert json.loads((tmp_path / "out" / "results" / "a" / "results.json").read_text())["score"] == 4
     assert "Graded without a full sandbox (trust)" in " ".join((tmp_path / "out" / "summary.html").read_text().split())
 
 

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 WORKER = Path(__file__).with_name("worker.py")
-VALUES = Path(__file__).with_name("values.py")
+BESIDE = [Path(__file__).with_name(name) for name in ("cells.py", "values.py")]  # what it imports
 MIB = 1 << 20
 LIMITS = {
     "memory": 384 * MIB,  # of all processes of a submission together
@@ -105,12 +105,13 @@ class Sandbox:
         try:
             channel.settimeout(20)  # it loads NumPy first
             channel.sendall(b'{"n": 0, "notebook": "{\\"cells\\": []}"}\n')
-            if channel.recv(100) != b'{"n": 0, "value": 0}\n':
-                return False
+            answered = channel.recv(100) == b'{"n": 0, "value": 0}\n'
         except OSError:
-            return False
-        self.end(channel)
-        return True
+            answered = False
+        if answered:
+            self.end(channel)
+        channel.close()
+        return answered
 
     def _start(self):
         self.control, theirs = socket.socketpair()
@@ -122,7 +123,7 @@ class Sandbox:
             env["PYTHONPATH"] = "/packages"
             command = [*walls(self.limits, self.nested, env), python, "-sSP", "/worker.py", *settings]
         else:
-            env["PYTHONPATH"] = os.pathsep.join(sorted({str(p.parent) for p in (*packages(), VALUES)}))
+            env["PYTHONPATH"] = os.pathsep.join(sorted({str(p.parent) for p in (*packages(), WORKER)}))
             command = [python, "-sSP", str(WORKER), *settings]
         with theirs:
             self.process = subprocess.Popen(
@@ -170,7 +171,8 @@ def walls(limits, nested, env):
             command += ["--tmpfs", folder, "--remount-ro", folder]
     for folder in packages():
         command += ["--ro-bind", folder, f"/packages/{folder.name}"]
-    command += ["--ro-bind", WORKER, "/worker.py", "--ro-bind", VALUES, "/packages/values.py"]
+    for file, place in ((WORKER, "/worker.py"), *((file, f"/packages/{file.name}") for file in BESIDE)):
+        command += ["--ro-bind", file, place]
     command += ["--dev-bind", "/dev/null", "/dev/null"]
     command += ["--ro-bind", "/dev/urandom", "/dev/urandom", "--size", str(limits["disk"]), "--tmpfs", "/tmp"]
     # A new /proc may only be mounted inside where one is seen in full; nothing of this one is, under the new one.
