@@ -211,11 +211,12 @@ class Feedback:
 def source(topic):
     """The text of a topic's exercises.md: beside the package once installed, in the book's checkout before that."""
     here = Path(__file__).resolve().parent
-    for chapters in (here / "chapters", here.parent.parent / "chapters"):
+    places = (here / "chapters", here.parent.parent / "chapters")
+    for chapters in places:
         path = chapters / topic / "exercises.md"
         if path.exists():
             return path.read_text("utf-8")
-    topics = sorted({p.parent.name for p in chapters.glob("*/exercises.md")})
+    topics = sorted({p.parent.name for chapters in places for p in chapters.glob("*/exercises.md")})
     raise ValueError(f"exercise: got topic {topic!r}, expected one of {', '.join(topics)}")
 
 
