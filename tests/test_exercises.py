@@ -11,12 +11,7 @@ from vanishing import exercises
 TOPICS = sorted({page.parent.name for page in book.toc_pages() if page.name == "exercises.md"})
 
 
-def names(topic):
-    exercises.load(topic)
-    return [name for name in exercises._properties if name.startswith(f"{topic}/")]
-
-
-ALL = [name for topic in TOPICS for name in names(topic)]
+ALL = [name for topic in TOPICS for name in exercises.names(topic)]
 
 
 def solutions(topic, strip=False):
@@ -37,7 +32,7 @@ def attempt(name, strip=False):
 
 @pytest.mark.parametrize("topic", TOPICS)
 def test_four_to_six_exercises(topic):
-    assert 4 <= len(names(topic)) <= 6
+    assert 4 <= len(exercises.names(topic)) <= 6
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -58,6 +53,16 @@ def test_wrong_answers_lose_points_and_are_told_why(name):
             assert feedback.points < feedback.possible, f"{function.__name__} passes"
             assert feedback.done
             assert all(problem is None or len(problem) > 10 for _, problem in feedback.rows)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_other_right_answers_get_every_point(name):
+    """Written differently from the solution: a check asks for properties, not for one way to write it."""
+    assert exercises._accepted.get(name), "expected vg.accepts with another right answer"
+    for function in exercises._accepted[name]:
+        for seed in range(5):
+            feedback = exercises.check(name, function, rng=np.random.default_rng(seed))
+            assert feedback.points == feedback.possible, (function.__name__, feedback)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -79,6 +79,7 @@ _LATER = {
     "glue": "ledger",
     "reproduction": "ledger",
     "scientific": "ledger",
+    "accepts": "exercises",
     "check": "exercises",
     "differs": "exercises",
     "expects": "exercises",

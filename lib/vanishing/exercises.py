@@ -10,7 +10,8 @@ each a small function of the attempt and of fresh random input::
         return vg.differs(attempt(factors), np.log10(factors).sum(axis=-1))
 
 It returns nothing when the property holds, else the sentence that helps. The same cell
-names wrong answers that the check must reject (`vg.rejects`).
+names wrong answers that the check must reject (`vg.rejects`) and right ones, written
+differently from the solution, that it must not (`vg.accepts`).
 """
 
 import copy
@@ -23,12 +24,13 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["check", "differs", "expects", "rejects"]
+__all__ = ["accepts", "check", "differs", "expects", "rejects"]
 
 SOLUTION = re.compile(r"^([ \t]*)### BEGIN SOLUTION\n.*?^[ \t]*### END SOLUTION[^\n]*\n?", re.M | re.S)
 
 _properties: dict[str, dict[str, "Property"]] = {}  # exercise -> what it says -> property
 _rejected: dict[str, tuple[Callable, ...]] = {}
+_accepted: dict[str, tuple[Callable, ...]] = {}
 _loaded: set[str] = set()
 
 
@@ -66,6 +68,11 @@ def rejects(exercise, *wrong):
     _rejected[exercise] = wrong
 
 
+def accepts(exercise, *right):
+    """Register other right answers than the solution; the book's tests see that each one gets every point."""
+    _accepted[exercise] = right
+
+
 def differs(got, want, *, rtol=1e-6, atol=0.0, hint=""):
     """What is wrong with an array, or nothing: type, then shape, then values.
 
@@ -97,6 +104,46 @@ def differs(got, want, *, rtol=1e-6, atol=0.0, hint=""):
     return f"the shape is right; entry [{place}] is {got[worst]:.6g}, expected {want[worst]:.6g}"
 
 
+def judge(prop, attempt, rng):
+    """Try one property of a check on an attempt: the sentence that says what is wrong, or None."""
+
+    def started(*args, **kwargs):
+        result = attempt(*copy.deepcopy(args), **copy.deepcopy(kwargs))  # it may change what it is given
+        if result is None or result is Ellipsis:
+            raise NotDone
+        return result
+
+    try:
+        return prop.test(started, rng)
+    except NotDone:
+        return "not done yet (or is a `return` missing?)"
+    except Exception as error:  # whatever a reader's code can raise is feedback, not a crash
+        return f"your function raised {type(error).__name__}" + (f": {error}" if str(error) else "")
+
+
+def names(topic):
+    """The exercises of a topic, in the order of its page."""
+    load(topic)
+    return [name for name in _properties if name.startswith(f"{topic}/")]
+
+
+def properties(exercise):
+    """The properties of an exercise, in the order of its page.
+
+    Raises:
+        ValueError: no exercise of that name; the known ones are listed.
+    """
+    load(exercise.split("/")[0])
+    if exercise not in _properties:
+        known = sorted(_properties)
+        near = difflib.get_close_matches(exercise, known, 1)
+        raise ValueError(
+            f"exercise: got {exercise!r}, expected one of {', '.join(known)}"
+            + (f" (did you mean {near[0]!r}?)" if near else "")
+        )
+    return list(_properties[exercise].values())
+
+
 def check(exercise, attempt, *, rng=None):
     """Try a function on fresh random inputs and say which properties it has.
 
@@ -112,35 +159,11 @@ def check(exercise, attempt, *, rng=None):
         ValueError: no exercise of that name; the known ones are listed.
         TypeError: attempt cannot be called.
     """
-    topic = exercise.split("/")[0]
-    load(topic)
-    if exercise not in _properties:
-        known = sorted(_properties)
-        near = difflib.get_close_matches(exercise, known, 1)
-        raise ValueError(
-            f"exercise: got {exercise!r}, expected one of {', '.join(known)}"
-            + (f" (did you mean {near[0]!r}?)" if near else "")
-        )
+    known = properties(exercise)
     if not callable(attempt):
         raise TypeError(f"attempt: got {type(attempt).__name__}, expected the function that you wrote")
     rng = np.random.default_rng() if rng is None else rng
-
-    def started(*args, **kwargs):
-        result = attempt(*copy.deepcopy(args), **copy.deepcopy(kwargs))  # it may change what it is given
-        if result is None or result is Ellipsis:
-            raise NotDone
-        return result
-
-    rows = []
-    for prop in _properties[exercise].values():
-        try:
-            problem = prop.test(started, rng)
-        except NotDone:
-            problem = "not done yet (or is a `return` missing?)"
-        except Exception as error:  # whatever a reader's code can raise is feedback, not a crash
-            problem = f"your function raised {type(error).__name__}: {error}"
-        rows.append((prop, problem))
-    return Feedback(exercise, rows)
+    return Feedback(exercise, [(prop, judge(prop, attempt, rng)) for prop in known])
 
 
 @dataclass(frozen=True)
@@ -188,11 +211,12 @@ class Feedback:
 def source(topic):
     """The text of a topic's exercises.md: beside the package once installed, in the book's checkout before that."""
     here = Path(__file__).resolve().parent
-    for chapters in (here / "chapters", here.parent.parent / "chapters"):
+    places = (here / "chapters", here.parent.parent / "chapters")
+    for chapters in places:
         path = chapters / topic / "exercises.md"
         if path.exists():
             return path.read_text("utf-8")
-    topics = sorted({p.parent.name for p in chapters.glob("*/exercises.md")})
+    topics = sorted({p.parent.name for chapters in places for p in chapters.glob("*/exercises.md")})
     raise ValueError(f"exercise: got topic {topic!r}, expected one of {', '.join(topics)}")
 
 

@@ -1,0 +1,70 @@
+"""The command line: `python -m vanishing.coursework assign | grade | gradescope`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from .sandbox import SandboxError
+
+
+def parser():
+    """The commands and their options."""
+    main = argparse.ArgumentParser(
+        prog="python -m vanishing.coursework",
+        description="Hand out exercises of the book and grade a class's notebooks.",
+    )
+    commands = main.add_subparsers(dest="command", required=True)
+    a = commands.add_parser("assign", help="write the files of an assignment")
+    a.add_argument("topics", nargs="+", metavar="TOPIC", help="chapters, such as chain-rule")
+    a.add_argument(
+        "--out", required=True, metavar="DIR", help="a new folder: student/ to hand out, instructor/ to keep"
+    )
+    a.add_argument("--title", default="", help="by default made of the topics")
+    a.add_argument("--seed", type=int, help="of the hidden inputs (default: a random one, kept in assignment.json)")
+    a.add_argument("--install", default="", metavar="WHAT", help="what pip installs on Colab, such as git+https://...")
+    a.add_argument("--seconds", type=float, default=10, help="that a whole notebook may take when graded (default: 10)")
+    a.add_argument("--call-seconds", type=float, default=2, help="that a cell or a call may take (default: 2)")
+    g = commands.add_parser("grade", help="grade a folder or zip archive of notebooks")
+    g.add_argument("submissions", metavar="SUBMISSIONS", help="folder or zip, as Canvas, Moodle, Gradescope give it")
+    g.add_argument("--assignment", required=True, metavar="DIR", help="the folder that `assign` wrote")
+    g.add_argument(
+        "--out", required=True, metavar="DIR", help="for results, feedback and tables; may hold earlier ones"
+    )
+    g.add_argument("--jobs", type=int, help="processes (default: twice the cores)")
+    g.add_argument("--trust", action="store_true",
+                   help="DANGEROUS: run students' code without a sandbox, with your own rights over this machine")  # fmt: skip
+    s = commands.add_parser("gradescope", help="grade one submission inside Gradescope's container")
+    s.add_argument("root", type=Path, help="/autograder")
+    return main
+
+
+def main():
+    """Run a command; what is wrong with its arguments is said in a line."""
+    options = parser().parse_args()
+    try:
+        if options.command == "assign":
+            from .assign import assign
+
+            assignment = assign(
+                options.topics, options.out, title=options.title, seed=options.seed, install=options.install,
+                call_seconds=options.call_seconds, seconds=options.seconds,
+            )  # fmt: skip
+            total = sum(points for *_, points in assignment["points"])
+            print(f"{len(assignment['exercises'])} exercises, {total:g} points.")
+            print(f"Hand out:  {options.out}/student/\nKeep:      {options.out}/instructor/ (it holds the solutions)")
+        elif options.command == "grade":
+            from .grade import grade
+
+            kind = "trust" if options.trust else "bubblewrap"
+            results = grade(options.submissions, options.assignment, options.out, kind=kind, jobs=options.jobs)
+            print(f"{len(results)} students. Open {options.out}/summary.html; the tables are beside it.")
+        else:
+            from .grade import grade_on_gradescope
+
+            grade_on_gradescope(options.root)
+    except (ValueError, SandboxError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""The grader's side of the conversation with a worker: a student's notebook as functions to call."""
+
+import builtins
+import json
+import time
+
+import numpy as np
+
+from .sandbox import MIB
+from .values import decode, encode
+
+REPLY = 2 * MIB  # bytes of one reply, checked before it is parsed
+CALLBACKS = 20_000  # calls of the grader's functions by one of the student's
+
+# What a student's code raises is raised here again if it is one of these; its text never is:
+# it could carry the hidden inputs out, into the feedback.
+ERRORS = {
+    name: error for name, error in vars(builtins).items()
+    if isinstance(error, type) and issubclass(error, Exception) and not issubclass(error, UnicodeError)
+}  # fmt: skip
+ERRORS["LinAlgError"] = np.linalg.LinAlgError
+
+UNREADABLE = "the file is not a notebook that can be read"
+
+
+class Stopped(BaseException):
+    """The worker had to be stopped, or is gone. Not an Exception: no check may take it for an error to expect."""
+
+
+class Notebook:
+    """A student's notebook, running in the sandbox.
+
+    Its code cells are run in order; one that raises does not stop the others. When a cell or a
+    call has to be killed, the worker is started again, without that cell, as long as there is time.
+
+    Args:
+        sandbox: a `Sandbox`.
+        text: the notebook file's text. It is parsed in the sandbox.
+        call_seconds: how long a cell or a call may take.
+        seconds: how long all of them may take together.
+
+    Attributes:
+        notes: sentences on what happened to the cells.
+        given_up: why nothing more of this notebook will run, if so.
+    """
+
+    def __init__(self, sandbox, text, *, call_seconds, seconds):
+        self.sandbox, self.text, self.call_seconds, self.left = sandbox, text, call_seconds, seconds
+        self.channel, self.notes, self.killers, self.given_up = None, [], set(), ""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._hang_up()
+
+    def function(self, name):
+        """The function that the notebook defines under this name, to be called with the grader's values."""
+
+        def attempt(*args, **kwargs):
+            if self.channel is None:
+                self._start()
+            return self._call(name, args, kwargs)
+
+        return attempt
+
+    def _start(self):
+        """Run the cells, from the first one, until they come to their end."""
+        first = not self.notes
+        while not self.given_up:
+            self.channel, self.buffer, self.n, self.functions = self.sandbox.open(), bytearray(), 0, []
+            try:
+                cells = self._ask({"notebook": self.text}).get("value")
+            except Stopped as stopped:
+                self.given_up = str(stopped)
+                break
+            if not isinstance(cells, int):
+                self.given_up = UNREADABLE
+                self._hang_up()
+                break
+            for cell in range(min(cells, 1000)):
+                if cell in self.killers:
+                    continue
+                try:
+                    reply = self._ask({"cell": cell})
+                except Stopped as stopped:
+                    self.killers.add(cell)
+                    self.notes.append(f"code cell {cell + 1}: {stopped}")
+                    break
+                if first and "error" in reply:
+                    self.notes.append(f"code cell {cell + 1} raised {known_error(reply['error']).__name__}")
+            else:
+                return
+            first = False
+        if self.given_up not in self.notes:
+            self.notes.append(self.given_up)
+        raise Stopped(self.given_up)
+
+    def _call(self, which, args, kwargs):
+        reply = self._ask({"call": which, "args": [encode(args, self.functions), encode(kwargs, self.functions)]})
+        if "missing" in reply:
+            raise NameError(f"the notebook does not define {which}")
+        if "error" in reply:
+            raise known_error(reply["error"])
+        if "unsendable" in reply:
+            raise TypeError("your result is neither a number nor an array, nor a list, tuple or dict of these")
+        return self._decode(reply.get("value"))
+
+    def _decode(self, tree):
+        """A value out of a reply, or what is wrong with it."""
+        try:
+            return decode(tree, lambda index: lambda *args, **kwargs: self._call(index, args, kwargs))
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+            raise self._stop("sent a reply that cannot be read") from None
+
+    def _ask(self, request):
+        """Send a request; return the reply that belongs to it, answering calls of our functions meanwhile."""
+        if self.left <= 0:
+            raise self._stop("not tried, because the time for this notebook was used up")
+        # To read the file is the worker's own work: a large one on a busy machine may take longer than a call.
+        seconds = self.left if "notebook" in request else min(self.call_seconds, self.left)
+        self.n += 1
+        n, start, callbacks = self.n, time.monotonic(), 0
+        try:
+            self._send({"n": n, **request}, start + seconds)
+            while True:
+                reply = self._receive(start + seconds)
+                if reply.get("n") != n:
+                    continue  # an answer to an earlier question, or invented
+                if "callback" not in reply:
+                    return reply
+                callbacks += 1
+                if callbacks > CALLBACKS:
+                    raise self._stop(f"called the given function more than {CALLBACKS} times")
+                self._send(self._call_back(reply), start + seconds)
+        except TimeoutError:
+            raise self._stop(f"took longer than {seconds:.3g} s and was stopped") from None
+        except (ConnectionError, EOFError):
+            raise self._stop("ended the Python process, or took too much memory") from None
+        except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
+            raise self._stop("sent a reply that cannot be read") from None
+        finally:
+            self.left -= time.monotonic() - start
+
+    def _call_back(self, reply):
+        """Evaluate one of our own functions for the student's code."""
+        args, kwargs = map(self._decode, reply["args"])
+        try:
+            index = reply["callback"]
+            return {"value": encode(self.functions[index](*args, **kwargs), self.functions)}
+        except Exception as error:  # of our function, given what it was given
+            return {"error": f"{type(error).__name__}: {error}"}
+
+    def _send(self, message, deadline):
+        self.channel.settimeout(max(deadline - time.monotonic(), 0.001))
+        self.channel.sendall(json.dumps(message).encode() + b"\n")
+
+    def _receive(self, deadline):
+        """The next line of the worker, parsed."""
+        while b"\n" not in self.buffer:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self.channel.settimeout(left)
+            part = self.channel.recv(1 << 16)
+            if not part:
+                raise EOFError
+            self.buffer += part
+            if len(self.buffer) > REPLY:
+                raise ValueError
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        return json.loads(line)
+
+    def _stop(self, why):
+        self._hang_up()
+        return Stopped(why)
+
+    def _hang_up(self):
+        if self.channel is not None:
+            self.sandbox.end(self.channel)
+            self.channel = None
+
+
+def known_error(names):
+    """The first of these exception classes that is Python's or NumPy's own."""
+    return next((ERRORS[name] for name in names if isinstance(name, str) and name in ERRORS), Exception)
