@@ -1,8 +1,9 @@
 """Build the book.
 
-    python tools/book.py             execute the pages and build the site
+    python tools/book.py             execute the pages, build the site and its notebooks
     python tools/book.py notebooks   execute the pages and write notebooks/*.ipynb
     python tools/book.py serve       build, serve on loopback, rebuild on each change
+    python tools/book.py archive     the site as a zip, to read from a folder or a USB stick
 
 One text source, two builders. The pages are executed here, in parallel, into
 Jupyter Book's own execution cache; both builders then find their outputs there.
@@ -26,6 +27,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import repository
+
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
 SITE = BUILD / "html"
@@ -37,7 +40,8 @@ CELL_TIMEOUT = 120  # seconds
 # What an output depends on besides the text of its page.
 LIBRARY = ["lib", "requirements.txt"]
 # What the site depends on.
-SOURCES = ["_config.yml", "_toc.yml", "references.bib", "index.md", "chapters", "pages", "assets", "tools", *LIBRARY]
+SOURCES = ["_config.yml", "_toc.yml", "references.bib", "CITATION.cff", "index.md", "chapters", "pages", "assets"]
+SOURCES += ["tools", *LIBRARY]
 
 INSTALL_CELL = """\
 # Installs the book's package where it is missing (on Colab, say); elsewhere this does nothing.
@@ -198,10 +202,12 @@ def sphinx(*arguments):
             sys.exit(1)
 
 
-def build_site():
-    """The site in _build/html."""
+def build_site(notebooks=True):
+    """The site in _build/html, with the notebooks that its pages offer for download."""
     started = time.perf_counter()
-    stamp, now = BUILD / "site.sha256", digest(SOURCES)
+    if notebooks:
+        build_notebooks()
+    stamp, now = BUILD / "site.sha256", digest(SOURCES) + str(repository.find(ROOT))
     if stamp_is(stamp, now) and (SITE / "index.html").exists():
         print("Site: nothing has changed")
     else:
@@ -210,21 +216,24 @@ def build_site():
         gather_ledger()
         print("Site: building", flush=True)
         sphinx()
+        shutil.copytree(NOTEBOOKS, SITE / "notebooks", dirs_exist_ok=True)
         stamp.write_text(now)
         print(f"Site: done in {time.perf_counter() - started:.0f} s")
     print(f"Open {SITE / 'index.html'}")
 
 
+def build_archive():
+    """The site as one file; it needs no server."""
+    build_site()
+    print(f"Archive: {shutil.make_archive(BUILD / 'vanishing-gradients-site', 'zip', BUILD, SITE.name)}")
+
+
 def install_command():
-    """What Colab runs to get the package: from the repository that this checkout came from."""
-    repository = os.environ.get("GITHUB_REPOSITORY")
-    url = f"https://github.com/{repository}" if repository else ""
+    """What Colab runs to get the package: from the branch that the notebooks are published on."""
+    url = repository.find(ROOT).url
     if not url:
-        git = subprocess.run(["git", "remote", "get-url", "origin"], cwd=ROOT, capture_output=True, text=True)
-        url = re.sub(r"^git@([^:]+):", r"https://\1/", git.stdout.strip()).removesuffix(".git")
-    if not url.startswith("https://"):
         return 'raise ModuleNotFoundError("Install the package first: pip install PATH_OF_THE_BOOK")'
-    return f"%pip install -q git+{url}"
+    return f"%pip install -q git+{url}@{repository.NOTEBOOKS}"
 
 
 def build_notebooks():
@@ -285,20 +294,20 @@ def serve(port):
     print(f"Serving http://127.0.0.1:{port} (Ctrl-C to stop)", flush=True)
     for _ in watch(*(ROOT / name for name in SOURCES), raise_interrupt=False):
         try:
-            build_site()
+            build_site(notebooks=False)  # twice as fast; those for download follow with the next start
         except SystemExit:
             print("The site is as it was before this change.", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", default="site", choices=["site", "notebooks", "serve"])
+    parser.add_argument("what", nargs="?", default="site", choices=["site", "notebooks", "serve", "archive"])
     parser.add_argument("--port", type=int, default=8000, help="for serve (default: 8000)")
     arguments = parser.parse_args()
     if arguments.what == "serve":
         serve(arguments.port)
     else:
-        {"site": build_site, "notebooks": build_notebooks}[arguments.what]()
+        {"site": build_site, "notebooks": build_notebooks, "archive": build_archive}[arguments.what]()
 
 
 if __name__ == "__main__":
