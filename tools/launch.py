@@ -21,7 +21,9 @@ def run_links(repo, page):
     path = quote(f"{page}.ipynb")
     links = []
     if repo.on_github:  # Colab opens notebooks from there only
-        links.append(("Colab", f"https://colab.research.google.com/github/{repo.slug}/blob/{repository.NOTEBOOKS}/{path}"))
+        links.append(
+            ("Colab", f"https://colab.research.google.com/github/{repo.slug}/blob/{repository.NOTEBOOKS}/{path}")
+        )
     if repo.url:
         place = f"gh/{repo.slug}" if repo.on_github else f"git/{quote(repo.url, safe='')}"
         tree = quote(f"lab/tree/{path}", safe="")
@@ -106,6 +108,7 @@ def setup(app):
         app.config.ogp_site_url = repo.site
         app.config.ogp_site_name = app.config.html_title
         app.config.ogp_type = "article"
+        app.config.ogp_social_cards = {"image_mini": "assets/favicon.png", "line_color": "#0072b2"}
     app.config.templates_path.append(str(ROOT / "tools" / "templates"))
     app.add_css_file("launch.css")
     app.connect("html-page-context", add_links)
