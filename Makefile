@@ -5,9 +5,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/ready
 
-.PHONY: book serve notebooks lab test bench screenshot lint clean
+REMOTE ?= origin
 
-book: $(SETUP)  ## the site, in _build/html
+.PHONY: book serve notebooks lab site-archive pdf publish test bench screenshot lint clean
+
+book: $(SETUP)  ## the site with its notebooks, in _build/html
 	@$(BIN)/python tools/book.py
 
 serve: $(SETUP)  ## the site on loopback, rebuilt on each change
@@ -18,6 +20,15 @@ notebooks: $(SETUP)  ## the pages as .ipynb, in notebooks/
 
 lab: notebooks  ## the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir notebooks
+
+site-archive: $(SETUP)  ## the site as a zip, to read without a server
+	@$(BIN)/python tools/book.py archive
+
+pdf: $(SETUP)  ## the book as a PDF (needs Chromium)
+	@$(BIN)/python tools/pdf.py
+
+publish: $(SETUP)  ## the notebooks, on the branch `notebooks` of REMOTE (origin)
+	@$(BIN)/python tools/publish.py $(REMOTE)
 
 test: book notebooks lint  ## everything that must hold before a change is merged
 	$(BIN)/python -m pytest tests notebooks

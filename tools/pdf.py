@@ -15,6 +15,8 @@ from docutils import nodes
 from lxml import html
 from sphinx import addnodes
 
+import repository
+
 PAGE_NUMBER = """
 <div style="width: 100%; text-align: center; font: 8pt sans-serif; color: #555"><span class="pageNumber"></span></div>
 """
@@ -54,17 +56,20 @@ def setup(app):
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
-def for_print(text):
+def for_print(text, site):
     """The joined page with a table of contents, everything unfolded, and links that stay in the document."""
     tree = html.document_fromstring(text.replace('href="index.html#', 'href="#'))
     tree.set("class", "printed-book")
+    tree.set("data-theme", "light")  # which a script chooses on the site
     entries = []
     for start in tree.xpath('//span[starts-with(@id, "document-")]'):
         heading = start.getnext().xpath("(.//h1|.//h2|.//h3|.//h4)[1]")[0]
         title = escape(heading.xpath("string(.)").rstrip("#"))
         entries.append(f'<li class="toc-{heading.tag}"><a href="#{start.get("id")}">{title}</a></li>')
+    where = f'<a href="{site}">On the site</a>' if site else "On the site"
+    note = f"<p>Figures are still pictures here. {where} they answer, and each page is a notebook.</p>"
     contents = html.fragment_fromstring(
-        f'<nav class="printed-contents"><h2>Contents</h2><ul>{"".join(entries)}</ul></nav>'
+        f'<nav class="printed-contents"><h2>Contents</h2><ul>{"".join(entries)}</ul>{note}</nav>'
     )
     (first,) = tree.xpath('//*[@id="jb-print-toc"]')
     first.getparent().replace(first, contents)
@@ -85,7 +90,7 @@ def main():
     print("PDF: joining the pages", flush=True)
     book.sphinx("--builder", "singlehtml")
     page_file = book.BUILD / "singlehtml" / "index.html"
-    page_file.write_text(for_print(page_file.read_text("utf-8")), "utf-8")
+    page_file.write_text(for_print(page_file.read_text("utf-8"), repository.find().site), "utf-8")
 
     print("PDF: printing", flush=True)
     result = book.BUILD / "vanishing-gradients.pdf"

@@ -32,20 +32,15 @@ for path in sys.argv[1:]:
 """
 
 
-def publish_to_disk(folder):
-    """A bare repository with the branch in it, and the variables with which git and pip find it there."""
-    bare = folder / "published.git"
-    subprocess.run(["git", "init", "-q", "--bare", str(bare)], check=True)
-    if not repository.find().url:
-        os.environ["GITHUB_REPOSITORY"] = "example/book"
-    publish.publish(str(bare))
+def reader(bare, url):
+    """The variables of a reader without this checkout, for whom git and pip find `url` on disk."""
     env = os.environ | {
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": f"url.{bare.as_uri()}.insteadOf",
-        "GIT_CONFIG_VALUE_0": repository.find().url,
+        "GIT_CONFIG_VALUE_0": url,
     }
     env.pop("PYTHONPATH", None)  # it would lead to this checkout's package
-    return bare, env
+    return env
 
 
 def run_notebooks(python, bare, folder, env):
@@ -67,7 +62,12 @@ def main(where):
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
         top = Path(temporary)
-        bare, env = publish_to_disk(top)
+        bare = top / "published.git"
+        publish.git("init", "-q", "--bare", str(bare))
+        if not repository.find().url:
+            os.environ["GITHUB_REPOSITORY"] = "example/book"
+        publish.publish(str(bare))
+        env = reader(bare, repository.find().url)
         venv.create(top / "fresh", with_pip=True)
         python = top / "fresh" / ("Scripts" if os.name == "nt" else "bin") / "python"
         binder = top / "binder"
