@@ -6,15 +6,20 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy
 import pytest
+from docutils import nodes
 from lxml import html
+from sphinx import addnodes
 
 import launch
+import pdf
 import repository
 import tryout
+from browser import in_browser
 from conftest import ROOT
 from repository import Repository
 
@@ -159,7 +164,7 @@ def test_publishing_and_running_what_was_published(fork, tmp_path):
     missing = tool("publish.py")
     assert missing.returncode == 1 and "no remote `origin`" in missing.stderr
     subprocess.run(["git", "remote", "add", "origin", bare], cwd=top, check=True)
-    (top / "index.md").write_text("# Home\n\nAnother book.\n")
+    (top / "LICENSE").write_text("Another license")
     dirty = tool("publish.py")
     assert dirty.returncode == 1 and "commit or stash" in dirty.stderr
     commit(top)
@@ -179,13 +184,13 @@ def test_publishing_and_running_what_was_published(fork, tmp_path):
     assert "100755" in branch(bare, "ls-tree", "notebooks", "binder/postBuild")
     assert branch(bare, "log", "--format=%an: %s", "notebooks").startswith("A Writer: The notebooks of ")
 
-    # Once more changes nothing; a new text adds one commit.
+    # Once more changes nothing; a change adds one commit.
     assert "as it should be" in tool("publish.py").stdout
-    (top / "index.md").write_text("# Home\n\nA third book.\n")
+    (top / "LICENSE").write_text("A third license")
     commit(top)
     assert tool("publish.py").returncode == 0
     assert branch(bare, "rev-list", "--count", "notebooks").strip() == "2"
-    assert "A third book" in branch(bare, "show", "notebooks:index.ipynb")
+    assert branch(bare, "show", "notebooks:LICENSE") == "A third license"
     assert branch(top, "status", "--porcelain") == "" and branch(top, "branch", "--all") == before[1]
 
     # A reader: the libraries are there, the package is not, and pip asks no one but the repository.
@@ -205,3 +210,54 @@ def test_publishing_and_running_what_was_published(fork, tmp_path):
         text=True,
     )
     assert found.stdout.startswith(str(place)), found
+
+
+@in_browser
+@pytest.mark.xdist_group("publish")
+def test_the_book_as_a_pdf(fork):
+    """Pages, an outline, a tagged structure, text, and links within the document and out of it."""
+    from pypdf import PdfReader
+
+    top, tool = fork
+    run = tool("pdf.py")
+    assert run.returncode == 0, run.stdout + run.stderr
+    book = PdfReader(top / "_build" / "vanishing-gradients.pdf")
+    titles = [entry["/Title"] for entry in flat(book.outline)]
+    assert "Exercises" in titles and len(titles) > 5
+    assert book.trailer["/Root"]["/MarkInfo"]["/Marked"]
+    width, height = (float(x) for x in book.pages[0].mediabox[2:])
+    assert abs(width - 595.3) < 1 and abs(height - 841.9) < 1  # A4
+    text = "".join(page.extract_text() for page in book.pages)
+    assert "Contents" in text and "Solution" in text and "Download notebook" not in text
+    notes = [note.get_object() for page in book.pages for note in page.get("/Annots", [])]
+    assert any("/Dest" in note for note in notes)
+    assert {note["/A"]["/URI"] for note in notes if "/A" in note} >= {FORK.site}
+
+
+def flat(outline):
+    for entry in outline:
+        yield from flat(entry) if isinstance(entry, list) else [entry]
+
+
+def test_a_joined_page_keeps_its_links_apart():
+    """Two pages have a section of one name; a link to each finds its own."""
+    pages = []
+    for name in ("chapters/a/exercises", "chapters/b/exercises"):
+        section = nodes.section("", nodes.title("", "Exercises"), ids=["exercises"])
+        section += nodes.reference("", "here", refid="exercises")
+        page = addnodes.start_of_file("", docname=name)
+        page += section
+        pages.append(page)
+    elsewhere = nodes.reference("", "there", refuri="#document-chapters/b/exercises#exercises")
+    document = nodes.section("", elsewhere, *pages)
+    pdf.tell_apart(SimpleNamespace(builder=SimpleNamespace(name="singlehtml")), document, "index")
+    assert [s["ids"] for s in document.findall(nodes.section)][1:] == [
+        ["chapters-a-exercises-exercises"],
+        ["chapters-b-exercises-exercises"],
+    ]
+    links = [r.get("refid") or r["refuri"].split("#")[-1] for r in document.findall(nodes.reference)]
+    assert links == [
+        "chapters-b-exercises-exercises",
+        "chapters-a-exercises-exercises",
+        "chapters-b-exercises-exercises",
+    ]
