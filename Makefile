@@ -15,8 +15,7 @@ book: $(SETUP)  ## the site with its notebooks, in _build/html
 serve: $(SETUP)  ## the site on loopback, rebuilt on each change
 	@$(BIN)/python tools/book.py serve
 
-notebooks: $(SETUP)  ## the pages as .ipynb, in notebooks/
-	@$(BIN)/python tools/book.py notebooks
+notebooks: book  ## the same; its notebooks are in notebooks/
 
 lab: notebooks  ## the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir notebooks
@@ -30,7 +29,7 @@ pdf: $(SETUP)  ## the book as a PDF (needs Chromium)
 publish: $(SETUP)  ## the notebooks, on the branch `notebooks` of REMOTE (origin)
 	@$(BIN)/python tools/publish.py $(REMOTE)
 
-test: book notebooks lint  ## everything that must hold before a change is merged
+test: book lint  ## everything that must hold before a change is merged
 	$(BIN)/python -m pytest tests notebooks
 
 bench: $(SETUP)  ## speed, as ratios measured in one run, on a quiet machine

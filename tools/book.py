@@ -1,7 +1,7 @@
 """Build the book.
 
-    python tools/book.py             execute the pages, build the site and its notebooks
-    python tools/book.py notebooks   execute the pages and write notebooks/*.ipynb
+    python tools/book.py             execute the pages, build the site and notebooks/*.ipynb
+    python tools/book.py notebooks   the same
     python tools/book.py serve       build, serve on loopback, rebuild on each change
     python tools/book.py archive     the site as a zip, to read from a folder or a USB stick
 
@@ -202,30 +202,20 @@ def sphinx(*arguments):
             sys.exit(1)
 
 
-def build_site(notebooks=True):
-    """The site in _build/html, with the notebooks that its pages offer for download."""
+def build_site():
+    """The pages in _build/html."""
     started = time.perf_counter()
-    if notebooks:
-        build_notebooks()
     stamp, now = BUILD / "site.sha256", digest(SOURCES) + str(repository.find(ROOT))
     if stamp_is(stamp, now) and (SITE / "index.html").exists():
         print("Site: nothing has changed")
-    else:
-        stamp.unlink(missing_ok=True)
-        execute()
-        gather_ledger()
-        print("Site: building", flush=True)
-        sphinx()
-        shutil.copytree(NOTEBOOKS, SITE / "notebooks", dirs_exist_ok=True)
-        stamp.write_text(now)
-        print(f"Site: done in {time.perf_counter() - started:.0f} s")
-    print(f"Open {SITE / 'index.html'}")
-
-
-def build_archive():
-    """The site as one file; it needs no server."""
-    build_site()
-    print(f"Archive: {shutil.make_archive(BUILD / 'vanishing-gradients-site', 'zip', BUILD, SITE.name)}")
+        return
+    stamp.unlink(missing_ok=True)
+    execute()
+    gather_ledger()
+    print("Site: building", flush=True)
+    sphinx()
+    stamp.write_text(now)
+    print(f"Site: done in {time.perf_counter() - started:.0f} s")
 
 
 def install_command():
@@ -234,6 +224,10 @@ def install_command():
     if not url:
         return 'raise ModuleNotFoundError("Install the package first: pip install PATH_OF_THE_BOOK")'
     return f"%pip install -q git+{url}@{repository.NOTEBOOKS}"
+
+
+def has_notebook(page):
+    return "{eval-rst}" not in page.read_text("utf-8")  # the API: signatures have no form in a notebook
 
 
 def build_notebooks():
@@ -245,8 +239,6 @@ def build_notebooks():
         print(f"Notebooks: nothing has changed in {NOTEBOOKS}")
         return
     stamp.unlink(missing_ok=True)
-    execute()
-    gather_ledger()
     print("Notebooks: building", flush=True)
     shutil.rmtree(BUILD / "jupyter", ignore_errors=True)  # its builder looks at the time of the source only
     sphinx("--builder", "custom", "--custom-builder", "jupyter")
@@ -254,9 +246,7 @@ def build_notebooks():
     sys.path.insert(0, str(ROOT / "lib"))
     from vanishing.exercises import without_solution
 
-    for page in toc_pages():
-        if "{eval-rst}" in page.read_text("utf-8"):
-            continue  # the API: signatures have no form in a notebook
+    for page in filter(has_notebook, toc_pages()):
         name = page.relative_to(ROOT).with_suffix(".ipynb")
         notebook = nbformat.read(BUILD / "jupyter" / name, as_version=4)
         for cell in notebook.cells:
@@ -276,11 +266,28 @@ def build_notebooks():
     print(f"Notebooks: in {NOTEBOOKS}")
 
 
+def build():
+    """The site with its notebooks, which are offered for download beside it."""
+    # The site first. Both builders share what Sphinx has read, and the site's writes a page anew
+    # only in the run that has read it anew; the notebooks are always written anew.
+    build_site()
+    build_notebooks()
+    shutil.rmtree(SITE / "notebooks", ignore_errors=True)
+    shutil.copytree(NOTEBOOKS, SITE / "notebooks")
+    print(f"Open {SITE / 'index.html'}")
+
+
+def build_archive():
+    """The site as one file; it needs no server."""
+    build()
+    print(f"Archive: {shutil.make_archive(BUILD / 'vanishing-gradients-site', 'zip', BUILD, SITE.name)}")
+
+
 def serve(port):
     """Build, serve on loopback only, rebuild when a source changes."""
     from watchfiles import watch
 
-    build_site()
+    build()
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_):
@@ -294,7 +301,7 @@ def serve(port):
     print(f"Serving http://127.0.0.1:{port} (Ctrl-C to stop)", flush=True)
     for _ in watch(*(ROOT / name for name in SOURCES), raise_interrupt=False):
         try:
-            build_site(notebooks=False)  # twice as fast; those for download follow with the next start
+            build_site()  # the notebooks follow with the next start
         except SystemExit:
             print("The site is as it was before this change.", flush=True)
 
@@ -307,7 +314,7 @@ def main():
     if arguments.what == "serve":
         serve(arguments.port)
     else:
-        {"site": build_site, "notebooks": build_notebooks, "archive": build_archive}[arguments.what]()
+        {"site": build, "notebooks": build, "archive": build_archive}[arguments.what]()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from xml.sax.saxutils import escape
 
 import yaml
 
+import book
 import repository
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,15 +41,15 @@ def mend_links(repo, page, title):
     return [("Edit this page", edit), ("Report a mistake", issue)]
 
 
-def citation(book, site, page, title):
+def citation(cff, site, page, title):
     """The page as BibTeX, with the book's data from CITATION.cff."""
     plain = re.sub(r"([&%#_])", r"\\\1", title)
-    names = (a.get("name") or f"{a['family-names']}, {a['given-names']}" for a in book["authors"])
+    names = (a.get("name") or f"{a['family-names']}, {a['given-names']}" for a in cff["authors"])
     fields = {
         "author": " and ".join(f"{{{name}}}" for name in names),
         "title": f"{{{plain}}}",
-        "howpublished": f"In: {book['title']}, version {book['version']}",
-        "year": str(book["date-released"])[:4],
+        "howpublished": f"In: {cff['title']}, version {cff['version']}",
+        "year": str(cff["date-released"])[:4],
     }
     if site:
         fields["url"] = f"{site}{page}.html"
@@ -87,8 +88,7 @@ def write_sitemap(app, exception):
 
 def setup(app):
     repo = repository.find(ROOT)
-    folder = ROOT / "notebooks"
-    notebooks = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.ipynb"))
+    notebooks = [p.relative_to(ROOT).with_suffix("").as_posix() for p in book.toc_pages() if book.has_notebook(p)]
     # As values of the configuration, so that a change of one writes every page anew.
     app.add_config_value("book_repository", repo, "html")
     app.add_config_value("book_notebooks", notebooks, "html")

@@ -85,8 +85,7 @@ def main():
     import book
 
     started = time.perf_counter()
-    book.execute()
-    book.gather_ledger()
+    book.build_site()
     print("PDF: joining the pages", flush=True)
     book.sphinx("--builder", "singlehtml")
     page_file = book.BUILD / "singlehtml" / "index.html"

@@ -88,7 +88,7 @@ def publish(remote):
         sys.exit("The checkout has changes that are in no commit: commit or stash them, then publish")
     target = address(remote)
     os.environ.setdefault("BOOK_REMOTE", remote)  # the notebooks install from where they are published
-    book.build_notebooks()
+    book.build()
     if not repository.find(ROOT).url:
         print(f"{target} has no address on the web: the notebooks will ask for the package to be installed by hand")
 
