@@ -81,7 +81,7 @@ def test_every_page_with_a_notebook_offers_it(site):
         offered = [a.get("href") for a in tree.xpath("//nav[@class='launch']/a[@download]")]
         assert bool(offered) == (page.relative_to(site).with_suffix("") in notebooks), page
         assert all((page.parent / href).is_file() for href in offered)
-        (bibtex,) = tree.xpath("//aside[@class='page-foot']//pre")
+        (bibtex,) = tree.xpath("//footer[@class='page-foot']//pre")
         assert "howpublished = {In: Vanishing Gradients" in bibtex.text
 
 

@@ -7,6 +7,7 @@ BOOK_REMOTE names another remote, BOOK_URL the address at which the site will st
 
 import os
 import re
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +57,11 @@ def find(root=ROOT, env=os.environ):
     """The repository of the checkout in `root`."""
     if name := env.get("GITHUB_REPOSITORY"):
         url = f"{env.get('GITHUB_SERVER_URL', 'https://github.com')}/{name}"
-    else:
+    elif shutil.which("git"):
         command = ["git", "remote", "get-url", env.get("BOOK_REMOTE", "origin")]
         url = web_address(subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.strip())
+    else:
+        url = ""
     # On a pull request the current "branch" is a merge that nobody can edit.
     branch = env.get("GITHUB_BASE_REF") or (env.get("GITHUB_REF_TYPE") == "branch" and env.get("GITHUB_REF_NAME"))
     site = env.get("BOOK_URL") or pages_address(url)
