@@ -7,7 +7,7 @@ SETUP := .venv/ready
 
 REMOTE ?= origin
 
-.PHONY: book serve notebooks lab site-archive pdf publish test bench screenshot lint clean
+.PHONY: book serve notebooks lab site-archive pdf publish test bench audit screenshot lint clean
 
 book: $(SETUP)  ## the site with its notebooks, in _build/html
 	@$(BIN)/python tools/book.py
@@ -34,6 +34,9 @@ test: book lint  ## everything that must hold before a change is merged
 
 bench: $(SETUP)  ## speed, as ratios measured in one run, on a quiet machine
 	@$(BIN)/python tools/bench.py
+
+audit: book  ## the site's weight, speed and accessibility, page by page (needs Chromium)
+	@$(BIN)/python tools/audit.py
 
 screenshot: book  ## the picture in README.md, from the built site (needs Chromium)
 	$(BIN)/python tools/screenshot.py

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from browser import drawn, in_browser, open_explorable
 from vanishing import backpropagation as bp
 
 ACTS = {"tanh": torch.tanh, "relu": torch.relu, "gelu": torch.nn.functional.gelu}
@@ -235,6 +236,38 @@ def test_gradcheck_sees_zero_entries_and_nan():
     assert not bp.gradcheck(lambda x: (x**2).sum(), np.array([2.0, np.nan]), x).ok
 
 
+def test_central_difference_agrees_with_the_derivative():
+    """Any shape, the input left alone, second order in h."""
+    x = np.linspace(0.3, 2, 6).reshape(2, 3)
+    before = x.copy()
+    errors = [np.abs(bp.central_difference(lambda v: np.sin(v).sum(), x, h) - np.cos(x)).max() for h in (1e-2, 1e-3)]
+    np.testing.assert_array_equal(x, before)
+    assert errors[1] < 1e-6 and errors[0] / errors[1] == pytest.approx(100, rel=0.01)
+
+
+def test_difference_bench_has_the_errors_of_the_textbook():
+    """Slopes of both arms of the V, the best steps within a decade of theirs, and what a kink does."""
+    rows = {(r["formula"], r["precision"], r["distance"]): r for r in bp.difference_bench()}
+    step = np.array(rows["central", "float64", 0]["steps"])
+    assert len(rows) == 3 * 2 * 7 and all(len(r["errors"]) == len(step) == 65 for r in rows.values())
+    for precision in ("float32", "float64"):
+        eps = np.log10(np.finfo(precision).eps)
+        for formula, order in (("forward", 1), ("central", 2)):
+            error = np.array(rows[formula, precision, 0]["errors"])
+            best = error.argmin()
+            assert abs(step[best] - eps / (order + 1)) < 1
+            assert abs(error[best] - eps * order / (order + 1)) < 1
+            wide = (step > -2 if precision == "float32" else step > -3) & (step < -0.5)
+            assert np.polyfit(step[wide], error[wide], 1)[0] == pytest.approx(order, abs=0.1)
+            small = (step > step[best] - 3) & (step < step[best] - 1)
+            assert np.polyfit(step[small], error[small], 1)[0] == pytest.approx(-1, abs=0.2)
+        assert np.max(np.array(rows["complex", precision, 0]["errors"])[step <= -9]) < eps + 0.7
+    error = {d: np.array(rows["central", "float64", d]["errors"]) for d in (-4, 0)}
+    np.testing.assert_array_equal(error[-4][step < -4], error[0][step < -4])  # not crossed
+    assert np.all(error[-4][(step > -3.9) & (step < -1)] > -2.5)
+    assert np.all(np.array(rows["complex", "float64", -4]["errors"]) == rows["complex", "float64", 0]["errors"])
+
+
 @pytest.mark.parametrize(
     "call, error, message",
     [
@@ -257,3 +290,33 @@ def test_bad_input(call, error, message):
     """Errors name the argument, what came and what was expected."""
     with pytest.raises(error, match=message):
         call()
+
+
+@in_browser
+def test_the_bench_moves_and_is_right(tab, server):
+    """Each menu and slider, moved by keyboard; the curve drawn is the one that the library computes for those values."""
+    figure = open_explorable(tab, server, "chapters/backpropagation/lesson.html", "bench")
+    grid = {(row["formula"], row["precision"], row["distance"]): row for row in bp.difference_bench()}
+    menus, sliders = figure.locator("select"), figure.locator("input[type=range]")
+    assert (menus.count(), sliders.count()) == (2, 2)
+    visited = set()
+    for presses in (("ArrowUp", "ArrowLeft"), ("ArrowDown", "ArrowLeft"), ("ArrowDown", "ArrowRight")):
+        for controls, press in zip((menus, sliders), presses):
+            for i in range(2):
+                before = controls.nth(i).input_value()
+                controls.nth(i).focus()
+                tab.keyboard.press(press)
+                moved = controls.nth(i).input_value() != before
+                assert moved or (controls is menus and i == 1 and press == "ArrowDown")  # the last of two
+        formula, precision = (menus.nth(i).input_value() for i in range(2))
+        step, distance = (float(sliders.nth(i).input_value()) for i in range(2))
+        visited.add((formula, precision, distance))
+        seen = {row["step"]: row["error"] for row in drawn(tab, "bench", "step", "error")}
+        row = grid[formula, precision, distance]
+        assert seen == dict(zip(row["steps"], row["errors"]))
+        said = figure.locator("text", has_text=f"{formula} difference in {precision}")
+        assert said.count() == 1 and f"error 10^{seen[step]:.1f}".replace("-", "−") in said.text_content().replace(
+            "-", "−"
+        )
+    assert len(visited) == 3 and {v[1] for v in visited} == {"float32", "float64"}
+    assert tab.errors == [] and tab.outside == []

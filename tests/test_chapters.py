@@ -31,6 +31,14 @@ GIVEN = {
         "45": "the exponent of the smallest float32",
         "324": "the exponent of the smallest float64",
     },
+    "softmax": {
+        "24.3": "what is said elsewhere, the claim that the page answers",
+        "9.8": "what is said elsewhere, the claim that the page answers",
+    },
+    "initialization": {
+        "1.1": "a stop of the explorable's slider; the page asserts what happens there",
+        "1.4": "a stop of the explorable's slider; the page asserts what happens there",
+    },
 }
 
 

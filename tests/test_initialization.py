@@ -7,9 +7,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from browser import drawn, in_browser, open_explorable
 from vanishing import backpropagation as bp
 from vanishing.activations import ACTIVATIONS
-from vanishing.initialization import GAINS, SCHEMES, gain, initialize, lsuv
+from vanishing.initialization import (
+    GAINS,
+    SCHEMES,
+    gain,
+    gain_grid,
+    initialize,
+    lsuv,
+    phase_grid,
+    variance_factors,
+)
+from vanishing.mean_field import critical_weight_variance, mean_field
 from vanishing.residuals import Residual
 
 VARIANCE = {
@@ -220,3 +231,132 @@ def test_bad_input_of_gain_and_lsuv(call, error, message):
     """Errors name the argument, what came and what was expected."""
     with pytest.raises(error, match=message):
         call()
+
+
+# The lesson's functions ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, square, slope", [("identity", 1, 1), ("relu", 0.5, 0.5)])
+def test_variance_factors_are_those_of_random_layers(name, square, slope):
+    """Both directions of a layer of 30 inputs and 50 outputs, over 4,000 draws."""
+    rng, f, variance = np.random.default_rng(0), ACTIVATIONS[name], 0.02
+    W = variance**0.5 * rng.standard_normal((4000, 30, 50))
+    z0, g = rng.standard_normal((4000, 1, 30)), rng.standard_normal((4000, 1, 50))
+    z = f.f(z0) @ W
+    back = (g * f.df(z)) @ np.swapaxes(W, -1, -2)
+    forward, backward = variance_factors(30, 50, variance, square, slope)
+    assert np.mean(z**2) / np.mean(z0**2) == pytest.approx(forward, rel=0.02)
+    assert np.mean(back**2) / np.mean(g**2) == pytest.approx(backward, rel=0.02)
+
+
+def test_gain_grid_is_that_of_networks():
+    """The same draws give the same grid; relu at gain sqrt(2) c is c^l times that at sqrt(2); tanh against autograd."""
+    grid = gain_grid(rng=np.random.default_rng(0), names=("relu", "tanh"), width=16, depth=8, networks=2, every=2)
+    assert len(grid) == 2 * 26 * 2
+    rows = {(r["activation"], r["gain"], r["network"]): r for r in grid}
+    one, two = rows["relu", 1.0, 1], rows["relu", 2.0, 1]
+    assert one["layer"] == [0, 2, 4, 6, 8] and one["backward"][-1] == 0
+    np.testing.assert_allclose(
+        np.subtract(two["forward"], one["forward"]), np.log10(2) * np.arange(0, 9, 2), atol=0.011
+    )
+    np.testing.assert_allclose(
+        np.subtract(two["backward"], one["backward"]), np.log10(2) * np.arange(8, -1, -2), atol=0.011
+    )
+    rng = np.random.default_rng(0)
+    W = torch.tensor(initialize("lecun_normal", 16, 16, rng=rng, size=(8, 2), dtype=np.float32))
+    x, dy = torch.tensor(rng.standard_normal((2, 2, 4, 16)).astype(np.float32))
+    h = x.requires_grad_()
+    for w in W:
+        h = torch.tanh(h @ (1.5 * w))
+    h.backward(dy)
+    for k in range(2):
+        row = rows["tanh", 1.5, k]
+        assert row["forward"][-1] == pytest.approx(np.log10(h[k].square().mean().item()) / 2, abs=0.006)
+        size = np.log10(x.grad[k].square().mean().item() / dy[k].square().mean().item()) / 2
+        assert row["backward"][0] == pytest.approx(size, abs=0.006)
+
+
+def test_phase_grid_follows_the_theory():
+    """Theory columns are mean_field's; in the ordered phase both profiles have its slope; in the chaotic one
+    differences end and gradients do not; the measured gradient is autograd's."""
+    grid = {(r["weight"], r["bias"]): r for r in phase_grid(rng=np.random.default_rng(0), width=100, depth=24, every=8)}
+    assert len(grid) == 31 * 9 and all(r["layer"] == [0, 8, 16, 24] for r in grid.values())
+    for place in [(1.0, 0.25), (3.5, 0.0625)]:
+        row, theory = grid[place], mean_field("tanh", *place)
+        assert row["q"] == pytest.approx(theory.q, abs=1e-3) and row["chi"] == pytest.approx(theory.chi, abs=1e-4)
+        assert row["scale"] == pytest.approx(theory.depth_scale, abs=0.01)
+    ordered, chaotic = grid[1.0, 0.25], grid[4.0, 0.0]
+    slope = np.log10(ordered["chi"]) / 2
+    assert (ordered["difference"][3] - ordered["difference"][1]) / 16 == pytest.approx(slope, abs=0.02)
+    assert (ordered["gradient"][0] - ordered["gradient"][2]) / 16 == pytest.approx(slope, abs=0.02)
+    assert chaotic["gradient"][0] > 1 and abs(chaotic["difference"][3] - chaotic["difference"][2]) < 0.3
+    assert all(r["difference"][0] == r["gradient"][-1] == 0 for r in grid.values())
+    critical = critical_weight_variance("tanh", 0.25)
+    assert all((r["chi"] > 1) == (w > critical) for (w, b), r in grid.items() if b == 0.25)
+
+
+@in_browser
+def test_the_explorable_of_gains_moves_and_is_right(tab, server):
+    """The menu and both sliders, by keyboard; the curves drawn are the library's."""
+    figure = open_explorable(tab, server, "chapters/initialization/lesson.html", "gains")
+    rows = {(r["activation"], r["gain"], r["network"]): r for r in gain_grid(rng=np.random.default_rng(0))}
+    sliders, menu = figure.locator("input[type=range]"), figure.locator("select")
+    assert sliders.count() == 2 and menu.count() == 1
+    for name, key, presses in (("tanh", "ArrowRight", 4), ("gelu", "ArrowLeft", 2), ("sigmoid", "ArrowRight", 1)):
+        menu.focus()
+        before = menu.input_value()
+        tab.keyboard.type(name)
+        assert menu.input_value() == name != before
+        for i in range(2):
+            before = sliders.nth(i).input_value()
+            sliders.nth(i).focus()
+            for _ in range(presses):
+                tab.keyboard.press("ArrowLeft" if i == 1 and key == "ArrowRight" and float(before) == 40 else key)
+            assert sliders.nth(i).input_value() != before
+        gain_now, depth = (float(sliders.nth(i).input_value()) for i in range(2))
+        seen = drawn(tab, "gains", "network", "layer", "forward", "relative")
+        assert {r["layer"] for r in seen} == set(np.arange(0, depth + 1, 4))
+        for r in seen:
+            row = rows[name, round(gain_now, 1), r["network"]]
+            k = row["layer"].index(r["layer"])
+            assert r["forward"] == pytest.approx(row["forward"][k], abs=1e-9)
+            assert r["relative"] == pytest.approx(row["backward"][k] - row["backward"][int(depth) // 4], abs=1e-9)
+        assert figure.locator("text", has_text=f"signal after {depth:.0f} layers").count() == 1
+    assert tab.errors == [] and tab.outside == []
+
+
+@in_browser
+def test_the_explorable_of_phases_moves_and_is_right(tab, server):
+    """Both sliders by keyboard, and pointing at the map; the profile drawn is the library's at that place."""
+    figure = open_explorable(tab, server, "chapters/initialization/lesson.html", "phases")
+    rows = {(r["weight"], r["bias"]): r for r in phase_grid(rng=np.random.default_rng(1))}
+    sliders = figure.locator("input[type=range]")
+    assert sliders.count() == 2
+
+    def right(place):
+        row = rows[place]
+        seen = {r["layer"]: r for r in drawn(tab, "phases", "layer", "difference", "gradient", "up")}
+        assert sorted(seen) == row["layer"]
+        for k, layer in enumerate(row["layer"]):
+            assert seen[layer]["difference"] == pytest.approx(row["difference"][k], abs=1e-9)
+            assert seen[layer]["gradient"] == pytest.approx(row["gradient"][k], abs=1e-9)
+            assert seen[layer]["up"] == pytest.approx(layer * np.log10(row["chi"]) / 2, abs=1e-6)
+        scale = "infinite" if row["scale"] > 900 else f"{row['scale']:.1f}"
+        assert figure.locator("text", has_text=f"depth scale {scale}").count() == 1
+
+    right((1.0, 0.0625))
+    for key, presses in (("ArrowRight", 4), ("ArrowRight", 3), ("ArrowLeft", 2)):
+        for i in range(2):
+            before = sliders.nth(i).input_value()
+            sliders.nth(i).focus()
+            for _ in range(presses):
+                tab.keyboard.press(key)
+            assert sliders.nth(i).input_value() != before
+        right(tuple(float(sliders.nth(i).input_value()) for i in (1, 0)))  # bias, weight
+    before = [sliders.nth(i).input_value() for i in range(2)]
+    cells = figure.locator(".mark-rect path")
+    cells.nth(8 * 31 - 3).click(force=True)
+    place = tuple(float(sliders.nth(i).input_value()) for i in (1, 0))
+    assert [sliders.nth(i).input_value() for i in range(2)] != before
+    right(place)
+    assert tab.errors == [] and tab.outside == []

@@ -6,8 +6,9 @@ from urllib.parse import unquote, urljoin, urlparse
 import pytest
 from lxml import html
 
+import audit
 import book
-from browser import in_browser
+from browser import in_browser, open_explorable
 
 PAGES = [page.relative_to(book.ROOT).with_suffix(".html").as_posix() for page in book.toc_pages()]
 
@@ -62,6 +63,85 @@ def test_every_figure_says_what_is_seen(tab, server):
         tab.goto(urljoin(server, name))
         for image in tab.locator("article img").all():
             assert len(image.get_attribute("alt") or "") > 30, f"{name}: {image.get_attribute('src')}"
+
+
+@pytest.fixture(scope="module")
+def host(site):
+    """The site as a static host serves it, compressed."""
+    with audit.serving(site) as server:
+        yield server
+
+
+@in_browser
+@pytest.mark.parametrize("name", PAGES)
+def test_axe_finds_nothing(tab, server, name):
+    """WCAG 2.2 AA and axe's best practices, with the explorables alive; and the colors of the dark theme."""
+    tab.goto(urljoin(server, name))
+    audit.wake(tab)
+    assert audit.axe(tab) == []
+    tab.emulate_media(color_scheme="dark")
+    tab.reload()
+    assert audit.axe(tab, "color-contrast") == []
+
+
+@in_browser
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_light_and_stands_still(browser, host, name):
+    """Budgets of a cold visit, gzip: 350 kB, and 330 kB with the first explorable; layout shift below 0.05."""
+    cost = audit.weigh(browser, host, name, slowdown=1)
+    assert cost["before"] - cost["near"] * cost["explorable"] <= 350_000
+    assert cost["explorable"] <= 330_000
+    assert cost["shift"] < 0.05
+
+
+EXPLORABLES = [
+    (name, match)
+    for name in PAGES
+    for match in re.findall(r'name="([\w-]+)",\n? *alt=', (book.ROOT / name).with_suffix(".md").read_text("utf-8"))
+]
+
+
+@in_browser
+@pytest.mark.parametrize(("name", "chart"), EXPLORABLES)
+def test_an_explorable_keeps_its_promises(tab, server, name, chart):
+    """Every control has a label and moves by keyboard; the address holds the state, restores it, and refuses nonsense;
+    the data are there as a table; at 360 px nothing is cut off."""
+    figure = open_explorable(tab, server, name, chart)
+    controls = figure.locator(".explorable-controls :is(input, select)")
+    assert controls.count() >= 1
+    for control in controls.all():
+        assert len(control.evaluate("e => e.closest('label, [aria-label]').innerText").strip()) > 1
+    before = tab.evaluate("location.hash")
+    first = controls.first
+    first.focus()
+    tab.keyboard.press("ArrowRight" if first.get_attribute("type") == "range" else "ArrowDown")
+    tab.wait_for_function("before => location.hash !== before", arg=before)
+    assert f"#explorable-{chart}?" in tab.url
+    figure.locator("summary", has_text="Data").click()
+    assert figure.locator("table tbody tr").count() >= 1
+
+    state = tab.evaluate(
+        "name => { const v = document.querySelector(`#explorable-${name}`).vega; return v.getState().signals; }", chart
+    )
+    url = tab.url
+    tab.goto("about:blank")
+    tab.set_viewport_size({"width": 360, "height": 800})
+    tab.goto(f"{url}&nonsense=1")
+    tab.wait_for_selector(f"#explorable-{chart}[data-ready]")
+    again = tab.evaluate(
+        "name => { const v = document.querySelector(`#explorable-${name}`).vega; return v.getState().signals; }", chart
+    )
+    names = re.findall(r"[?&]([^=&]+)=", url)
+    assert names and all(again[n] == state[n] for n in names if n in state)
+    assert "nonsense" in tab.locator(f"#explorable-{chart} .explorable-note").inner_text()
+    room = tab.locator(f"#explorable-{chart}")
+    assert room.evaluate("f => f.scrollWidth - f.clientWidth") <= 0
+    tab.wait_for_timeout(300)
+    small = room.evaluate(
+        "f => Math.min(...[...f.querySelectorAll('svg text')].map(t => t.getBoundingClientRect().height))"
+    )
+    assert small > 9, "the smallest text of the chart is too small to read"
+    assert tab.errors == [] and tab.outside == []
 
 
 @in_browser

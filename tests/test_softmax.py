@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from browser import drawn, in_browser, open_explorable
 from vanishing import backpropagation as bp
 
 sm = importlib.import_module("vanishing.softmax")  # vg.softmax is the function
@@ -218,3 +219,165 @@ def test_bad_input(call, error, message):
     """Errors name the argument, what came and what was expected."""
     with pytest.raises(error, match=message):
         call()
+
+
+# Stacks of layers, remedies, attention
+
+
+def test_softmax_vjp_is_the_jacobian():
+    """From probabilities alone, along any axis."""
+    rng = np.random.default_rng(0)
+    z, dy = rng.standard_normal((2, 3, 4))
+    expected = np.einsum("bij,bj->bi", sm.softmax_jacobian(z), dy)
+    np.testing.assert_allclose(sm.softmax_vjp(sm.softmax(z), dy), expected, atol=1e-15)
+    np.testing.assert_allclose(sm.softmax_vjp(sm.softmax(z).T, dy.T, 0), expected.T, atol=1e-15)
+
+
+def torch_stack(remedy, x, Ws):
+    """The table in the docstring of softmax_stack, once more; all h_0 ... h_L."""
+    h = [x]
+    for i, W in enumerate(Ws):
+        z = h[-1] @ W
+        if remedy == "batch norm":
+            z = (z - z.mean(-2, keepdim=True)) / (z.var(-2, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        elif remedy == "layer norm":
+            z = torch.nn.functional.layer_norm(z, z.shape[-1:])
+        elif remedy.endswith("relu"):
+            z = torch.nn.functional.leaky_relu(z, 0.01 if remedy.startswith("leaky") else 0.0)
+        y = torch_sparsemax(z) if remedy == "sparsemax" else torch.softmax(z, -1)
+        h.append(y + h[-1] if remedy == "residual" else y + h[-2] if remedy == "skip" and i > 1 else y)
+    return h
+
+
+@pytest.mark.parametrize("remedy", sm.REMEDIES)
+def test_a_stack_of_layers_with_a_remedy_agrees_with_torch(remedy):
+    """Output, every weight's gradient, and the decay that is measured, for an ensemble of two."""
+    depth, size = 6, (2,)
+    net = sm.softmax_stack(remedy, 4, depth, rng=np.random.default_rng(1), gain=[1.0, 3.0], size=size)
+    weights = {k: p for k, p in net.parameters.items() if k.endswith("W")}
+    assert len(weights) == depth
+    rng = np.random.default_rng(2)
+    x, dy = rng.standard_normal((*size, 5, 4)), np.random.default_rng(3).standard_normal((*size, 5, 4))
+    Ws = [torch.tensor(W, requires_grad=True) for W in weights.values()]
+    h = torch_stack(remedy, torch.tensor(x, requires_grad=True), Ws)
+    for state in h:
+        state.retain_grad()
+    h[-1].backward(torch.tensor(dy))
+    np.testing.assert_allclose(net.forward(x), h[-1].detach(), rtol=1e-9, atol=1e-13)
+    np.testing.assert_allclose(net.backward(dy), h[0].grad, rtol=1e-6, atol=1e-12)
+    for key, W in zip(weights, Ws):
+        np.testing.assert_allclose(net.gradients[key], W.grad, rtol=1e-6, atol=1e-12)
+    with np.errstate(divide="ignore"):
+        sizes = np.stack([np.log10(np.sqrt((t.grad.numpy() ** 2).mean(axis=(-2, -1)))) for t in reversed(h)], axis=-1)
+    decay = sm.gradient_decay(net, x, rng=np.random.default_rng(3))
+    np.testing.assert_allclose(decay, sizes - sizes[..., :1], atol=1e-6)  # -inf where sparsemax passes nothing
+
+
+def test_the_decay_of_a_stack_follows_the_law():
+    """-ln n + (ln 2 + psi((n - 1) / 2)) / 2 + ln(gain / sqrt n) per layer, at a small gain, where output is even."""
+    from vanishing import chain_rule as cr
+
+    n, depth, networks = 6, 60, 50
+    rng = np.random.default_rng(0)
+    net = sm.softmax_stack("none", n, depth, rng=rng, gain=0.1, size=(networks,))
+    decay = sm.gradient_decay(net, rng.standard_normal((networks, 1, n)), rng=rng)
+    steps = np.diff(decay[:, 1:-1], axis=-1) * np.log(10)
+    law = cr.gaussian_growth_rate(n - 1, 0.1 / np.sqrt(n)) - np.log(n)
+    assert abs(steps.mean() - law) < 5 * steps.std() / np.sqrt(steps.size)
+
+
+def test_the_grid_of_remedies():
+    """A row for each remedy, size and gain; a row is what its networks give one by one; no infinity."""
+    grid = sm.remedy_grid(rng=np.random.default_rng(1), sizes=(3,), networks=3)
+    assert len(grid) == 7 * 15 and {r["remedy"] for r in grid} == set(sm.REMEDIES) - {"leaky relu"}
+    for row in grid:
+        low, median, high = (np.array(row[k]) for k in ("low", "median", "high"))
+        assert row["layers"] == list(range(33)) and np.all((low <= median) & (median <= high)) and low.min() >= -400
+        assert low[0] == median[0] == high[0] == 0
+    first = [r for r in grid if r["remedy"] == "none" and r["power"] == 0][0]
+    seed = np.random.default_rng(1).integers(2**32)
+    rng = np.random.default_rng(seed)
+    gains = 2 ** np.arange(0, 7.5, 0.5)
+    net = sm.softmax_stack("none", 3, 32, rng=rng, gain=gains[:, None], size=(15, 3))
+    decay = sm.gradient_decay(net, rng.standard_normal((15, 3, 6, 3)), rng=rng)
+    np.testing.assert_allclose(first["median"], np.median(decay[0], axis=0), atol=0.006)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("scale", [None, 1.0])
+@pytest.mark.parametrize("shared", [True, False])
+def test_attention_agrees_with_torch(causal, scale, shared):
+    """Output, and the gradients of input and weights, for sequences that share weights and networks that do not."""
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((2, 3, 4, 5, 6))  # networks, sequences, tokens, units
+    Ws = [rng.standard_normal((6, 2) if shared else (3, 1, 6, 2)) for _ in range(2)]
+    Ws.append(rng.standard_normal((6, 6) if shared else (3, 1, 6, 6)))
+    layer = sm.Attention(*Ws, scale=scale, causal=causal)
+    tx, tW = torch.tensor(x, requires_grad=True), [torch.tensor(W, requires_grad=True) for W in Ws]
+    q, k, v = (tx @ W for W in tW)
+    ty = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+    ty.backward(torch.tensor(dy))
+    np.testing.assert_allclose(layer.forward(x), ty.detach(), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(layer.backward(dy), tx.grad, rtol=1e-9, atol=1e-11)
+    assert layer.gradients.keys() == layer.parameters.keys()
+    for got, W in zip(layer.gradients.values(), tW):
+        np.testing.assert_allclose(got, W.grad, rtol=1e-9, atol=1e-11)
+    before = layer.gradients["value"]
+    layer.backward(2 * dy, weights=False)
+    assert layer.gradients["value"] is before
+
+
+def test_an_unknown_remedy_is_named():
+    with pytest.raises(ValueError, match="remedy: got 'batchnorm', .*Did you mean 'batch norm'"):
+        sm.softmax_stack("batchnorm", 3, 2, rng=np.random.default_rng(0))
+
+
+@in_browser
+def test_the_explorable_of_three_scores_moves_and_is_right(tab, server):
+    """Each slider by keyboard; probabilities, Jacobian and norm are the library's."""
+    figure = open_explorable(tab, server, "chapters/softmax/lesson.html", "scores")
+    sliders = figure.locator("input[type=range]")
+    assert sliders.count() == 4
+    for key, times in (("ArrowRight", 7), ("ArrowLeft", 11), ("ArrowRight", 3)):
+        for i in range(4):
+            before = sliders.nth(i).input_value()
+            sliders.nth(i).focus()
+            for _ in range(times + i):
+                tab.keyboard.press(key)
+            assert sliders.nth(i).input_value() != before
+        *z, T = (float(sliders.nth(i).input_value()) for i in range(4))
+        p, J = sm.softmax(np.array(z), temperature=T), sm.softmax_jacobian(np.array(z), temperature=T)
+        for row in drawn(tab, "scores", "i", "j", "p", "entry"):
+            assert row["p"] == pytest.approx(p[row["i"]], abs=1e-9)
+            assert row["entry"] == pytest.approx(J[row["i"], row["j"]], abs=1e-9)
+        (norm,) = {row["norm"] for row in drawn(tab, "scores", "norm")}
+        assert norm == pytest.approx(np.linalg.norm(J, 2), abs=1e-9)
+    assert tab.errors == [] and tab.outside == []
+
+
+@in_browser
+def test_the_explorable_of_remedies_moves_and_is_right(tab, server):
+    """Both menus and both sliders by keyboard; the curve drawn is the grid's row for these settings."""
+    figure = open_explorable(tab, server, "chapters/softmax/lesson.html", "remedies")
+    grid = sm.remedy_grid(rng=np.random.default_rng(1))
+    menus, sliders = figure.locator("select"), figure.locator("input[type=range]")
+    assert menus.count() == 2 and sliders.count() == 2
+    for menu, key, times in ((0, "ArrowDown", 3), (1, "ArrowDown", 1), (0, "ArrowDown", 2), (1, "ArrowUp", 2)):
+        before = menus.nth(menu).input_value()
+        menus.nth(menu).focus()
+        for _ in range(times):
+            tab.keyboard.press(key)
+        assert menus.nth(menu).input_value() != before
+        for i in range(2):
+            before = sliders.nth(i).input_value()
+            sliders.nth(i).focus()
+            for _ in range(times):
+                tab.keyboard.press("ArrowRight")
+            assert sliders.nth(i).input_value() != before
+        power, depth = (float(sliders.nth(i).input_value()) for i in range(2))
+        want = (menus.nth(0).input_value(), int(menus.nth(1).input_value()), power)
+        (row,) = [r for r in grid if (r["remedy"], r["n"], r["power"]) == want]
+        seen = {r["layers"]: r["size"] for r in drawn(tab, "remedies", "layers", "size")}
+        assert [seen[k] for k in row["layers"]] == row["median"]
+        assert figure.locator("text", has_text=f"after {depth:.0f} layers").count() == 1
+    assert tab.errors == [] and tab.outside == []

@@ -28,6 +28,7 @@ from pathlib import Path
 from threading import Thread
 
 import repository
+from lighten import lighten
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
@@ -214,6 +215,7 @@ def build_site():
     gather_ledger()
     print("Site: building", flush=True)
     sphinx()
+    lighten(SITE)
     stamp.write_text(now)
     print(f"Site: done in {time.perf_counter() - started:.0f} s")
 

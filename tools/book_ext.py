@@ -33,11 +33,14 @@ class ExplorableRenderer:
         content = data.content if isinstance(data.content, dict) else json.loads(data.content)
         name, alt, spec = content["name"], content["alt"], content["spec"]
         svg = vl_convert.vegalite_to_svg(spec)
+        vega = vl_convert.vegalite_to_vega(spec)  # compiled here, the page answers sooner
+        controls = sum("input" in signal.get("bind", {}) for signal in vega.get("signals", []))
         # A closing tag inside the data would end the script element.
-        text = json.dumps(spec, separators=(",", ":")).replace("</", "<\\/")
+        text = json.dumps(vega, separators=(",", ":")).replace("</", "<\\/")
         html = (
             f'<figure class="explorable" id="explorable-{escape(name)}">'
             f'<div class="explorable-view" role="img" aria-label="{escape(alt)}">{svg}</div>'
+            f'<div class="explorable-controls" style="--controls: {controls}"></div>'
             f'<script type="application/json">{text}</script></figure>'
         )
         return [nodes.raw("", html, format="html")]
@@ -177,7 +180,7 @@ def results(entries, where):
 
 
 def write_vega(app):
-    """The site's own copy of Vega, Vega-Lite and Vega-Embed, as a plain script (modules do not load from file://)."""
+    """The site's own copy of Vega and Vega-Embed, as a plain script (modules do not load from file://)."""
     if app.builder.format != "html":
         return
     if not VEGA.exists():
@@ -185,6 +188,15 @@ def write_vega(app):
         VEGA.parent.mkdir(parents=True, exist_ok=True)
         VEGA.write_text(f"(() => {{{bundle}}})();")
     app.config.html_static_path.append(str(VEGA.parent))
+
+
+def defer_scripts(app, pagename, templatename, context, doctree):
+    """Scripts wait until the page is read; the one that others ask at once does not, and no page has tabs."""
+    scripts = [s for s in context["script_files"] if "design-tabs" not in str(s.filename)]
+    for script in scripts:
+        if script.filename and "documentation_options" not in script.filename:
+            script.attributes["defer"] = "defer"
+    context["script_files"] = scripts
 
 
 def plain_docstring(app, what, name, obj, options, lines):
@@ -239,6 +251,7 @@ def setup(app):
     app.add_directive("ledger", LedgerTable)
     app.connect("doctree-resolved", fill_ledgers)
     app.connect("builder-inited", write_vega)
+    app.connect("html-page-context", defer_scripts, priority=900)  # after those who add scripts
     app.connect("autodoc-process-docstring", plain_docstring, priority=400)  # before napoleon's
     app.add_js_file("explorable.js", loading_method="defer")
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -109,7 +109,6 @@ def setup(app):
         app.config.ogp_site_name = app.config.html_title
         app.config.ogp_type = "article"
         app.config.ogp_social_cards = {"image_mini": "assets/favicon.png", "line_color": "#0072b2"}
-    app.config.templates_path.append(str(ROOT / "tools" / "templates"))
     app.add_css_file("launch.css")
     app.add_css_file("print.css")
     app.connect("html-page-context", add_links)

@@ -14,6 +14,7 @@ from .backpropagation import (
     Activate,
     Dense,
     Sequential,
+    central_difference,
     cross_entropy,
     d_cross_entropy,
     d_mean_squared_error,
@@ -33,7 +34,7 @@ from .chain_rule import (
 )
 from .clipping import clip_adaptive, clip_by_norm, clip_by_value, global_norm
 from .data import adding_problem, characters, copy_task, digits, digits_sequence
-from .initialization import GAINS, gain, initialize, lsuv
+from .initialization import GAINS, gain, initialize, lsuv, variance_factors
 from .mean_field import MeanField, c_map, critical_weight_variance, mean_field, q_map
 from .mini_batch import (
     batch_gradients,
@@ -48,13 +49,19 @@ from .normalization import BatchNorm, GroupNorm, LayerNorm, RMSNorm, WeightNormD
 from .recurrent import GRU, LSTM, RNN, gradient_through_time, spectral_radius
 from .residuals import DenseSkip, Highway, PostNorm, PreNorm, Residual
 from .softmax import (
+    Attention,
+    Skips,
     Softmax,
     d_log_softmax,
     d_softmax,
     d_sparsemax,
+    gradient_decay,
     log_softmax,
+    remedy_grid,
     softmax,
     softmax_jacobian,
+    softmax_stack,
+    softmax_vjp,
     sparsemax,
     sparsemax_jacobian,
 )
@@ -65,6 +72,7 @@ from .sweep import Sweep, SweepError, sweep
 _LATER = {
     "Explorable": "explorable",
     "band": "figures",
+    "bench": "live",
     "lines": "figures",
     "style": "figures",
     "claim": "ledger",
@@ -76,7 +84,7 @@ _LATER = {
     "expects": "exercises",
     "rejects": "exercises",
 }
-_MODULES = ("exercises", "explorable", "figures", "ledger")
+_MODULES = ("exercises", "explorable", "figures", "ledger", "live")
 
 __all__ = sorted({name for name in dir() if not name.startswith("_")} - {"importlib"} | _LATER.keys() | set(_MODULES))
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ._validate import floating, lookup
+from ._validate import floating, lookup, positive_integer
 
 __all__ = [
     "ACTIVATIONS", "Activation", "activation",
     "identity", "d_identity", "sigmoid", "d_sigmoid", "d2_sigmoid", "tanh", "d_tanh", "d2_tanh",
     "softsign", "d_softsign", "relu", "d_relu", "leaky_relu", "d_leaky_relu", "elu", "d_elu",
     "selu", "d_selu", "gelu", "d_gelu", "silu", "d_silu", "softplus", "d_softplus", "d2_softplus",
+    "activation_grid", "born_dead", "flat_share", "gaussian_mean", "hermite_shares", "kept_factor",
 ]  # fmt: skip
 
 # Klambauer et al. (2017), eq. 14: the pair that makes mean 0, variance 1 a fixed point.
@@ -253,3 +254,126 @@ def activation(name):
         ValueError: unknown name; the message lists the known ones and the nearest.
     """
     return name if isinstance(name, Activation) else lookup("activation", name, ACTIVATIONS)
+
+
+# What a layer does with them -------------------------------------------------------------------
+
+
+def gaussian_mean(g, spread):
+    """E[g(z)] for z ~ N(0, spread^2), by the midpoint rule on 4,000 cells of -10 ... 10 spreads.
+
+    A jump or a kink of g at 0 is the edge of a cell. For the squared slopes of this module the error is
+    below 2e-5 with spreads up to 5 and below 1e-4 with spreads up to 20; for the squares of the functions
+    themselves it is below 1e-5 of the value.
+
+    Args:
+        g: function of an array, entry by entry.
+        spread: standard deviation of z, a number or an array.
+
+    Returns:
+        The shape of `spread`.
+    """
+    x = np.linspace(-10, 10, 4001)
+    x = (x[:-1] + x[1:]) / 2
+    weight = np.exp(-(x**2) / 2)
+    return g(np.multiply.outer(spread, x)) @ (weight / weight.sum())
+
+
+def kept_factor(activation, spread):
+    """chi = spread^2 E[f'(z)^2] / E[f(z)^2], z ~ N(0, spread^2): the layer's factor at a kept spread.
+
+    Weights of variance spread^2 / (n E[f(z)^2]) give the next wide layer pre-activations of the same
+    spread, without biases. Then the mean square of the gradient is multiplied by chi in each layer.
+
+    Args:
+        activation: an `Activation`.
+        spread: standard deviation of the pre-activations, above 0, a number or an array.
+
+    Returns:
+        The shape of `spread`. It is 1 where f is positively homogeneous.
+    """
+    square = gaussian_mean(lambda z: activation.f(z) ** 2, spread)
+    slope = gaussian_mean(lambda z: activation.df(z) ** 2, spread)
+    return spread**2 * slope / square
+
+
+def hermite_shares(activation, spread, degrees=4):
+    """a_k^2 / E[f(z)^2] with a_k = E[f(spread xi) h_k(xi)], xi ~ N(0, 1), k = 0 ... degrees - 1.
+
+    The shares of the constant, the linear, the quadratic ... part of f, as the layer's Gaussian
+    pre-activations see it; h_k are the orthonormal Hermite polynomials
+
+        h_0 = 1, h_1 = xi, h_k+1 = (xi h_k - sqrt(k) h_k-1) / sqrt(k + 1).
+
+    All shares add up to 1, and the sum of k times share k is `kept_factor`.
+
+    Args:
+        activation: an `Activation`.
+        spread: a number above 0.
+        degrees: how many shares.
+
+    Returns:
+        Array of shape (degrees,).
+    """
+
+    def times_h(k):
+        def product(xi):
+            h, before = np.ones_like(xi), np.zeros_like(xi)
+            for j in range(k):
+                h, before = (xi * h - j**0.5 * before) / (j + 1) ** 0.5, h
+            return activation.f(spread * xi) * h
+
+        return product
+
+    a = np.array([gaussian_mean(times_h(k), 1.0) for k in range(positive_integer(degrees, "degrees"))])
+    return a**2 / gaussian_mean(lambda xi: activation.f(spread * xi) ** 2, 1.0)
+
+
+def flat_share(activation, spread, below=0.1):
+    """P(|f'(z)| < below max |f'|), z ~ N(0, spread^2): the share of units that one calls saturated.
+
+    The largest slope is looked for on -20 ... 20.
+    """
+    steepest = np.abs(activation.df(np.linspace(-20, 20, 40001))).max()
+    return gaussian_mean(lambda z: (np.abs(activation.df(z)) < below * steepest) * 1.0, spread)
+
+
+def born_dead(width, layers):
+    """1 - (1 - 2^-width)^layers: the probability that a ReLU network gives 0 for one fixed input.
+
+    For weights that are symmetric about 0 and independent, without biases: each layer whose input is not 0
+    has no active unit with probability 2^-width. For a set of inputs it is an upper bound on the probability
+    that the network is 0 on all of them. Source: Lu et al. (2020).
+
+    Args:
+        width, layers: units in a hidden layer and number of hidden layers, integers of at least 1; they broadcast.
+    """
+    width, layers = np.asarray(width), np.asarray(layers)
+    for name, value in (("width", width), ("layers", layers)):
+        if not np.issubdtype(value.dtype, np.integer) or np.any(value < 1):
+            raise ValueError(f"{name}: got {value}, expected integers of at least 1")
+    return -np.expm1(layers * np.log1p(-(0.5**width)))
+
+
+def activation_grid(spreads=tuple(k / 10 for k in range(1, 81))):
+    """The curves and factors of all activations but identity, for the lesson's explorable.
+
+    Args:
+        spreads: standard deviations of the pre-activations.
+
+    Returns:
+        For each activation a dict of "name"; "z" (-6 ... 6), "f", "df"; and for each spread "spread", "gain" (times
+        1 / sqrt(n) the standard deviation of weights that keep this spread), "decades" (log10 of the
+        root of `kept_factor`) and "flat" (`flat_share` in percent).
+    """
+    z, spreads = np.linspace(-6, 6, 121), np.asarray(spreads)
+
+    def row(a):
+        gain = spreads / np.sqrt(gaussian_mean(lambda z: a.f(z) ** 2, spreads))
+        columns = {
+            "z": z, "f": a.f(z), "df": a.df(z), "spread": spreads, "gain": gain,
+            "decades": np.log10(kept_factor(a, spreads)) / 2, "flat": 100 * flat_share(a, spreads),
+        }  # fmt: skip
+        return {"name": a.name} | {name: np.round(column, 4).tolist() for name, column in columns.items()}
+
+    return [row(a) for a in ACTIVATIONS.values() if a.name != "identity"]

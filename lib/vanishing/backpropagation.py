@@ -24,8 +24,8 @@ from .initialization import initialize
 from .softmax import log_softmax
 
 __all__ = [
-    "Activate", "Dense", "GradCheck", "Sequential", "cross_entropy", "d_cross_entropy",
-    "d_mean_squared_error", "gradcheck", "mean_squared_error", "mlp",
+    "Activate", "Dense", "GradCheck", "Sequential", "central_difference", "cross_entropy", "d_cross_entropy",
+    "d_mean_squared_error", "difference_bench", "gradcheck", "mean_squared_error", "mlp",
 ]  # fmt: skip
 
 
@@ -254,6 +254,80 @@ def d_mean_squared_error(y, target):
     """dL/dy = 2 (y - target) / (batch n), the shape of y."""
     y = floating(y, "y")
     return 2 * (y - target) / (y.shape[-2] * y.shape[-1])
+
+
+# Checking a gradient ---------------------------------------------------------------------------
+
+
+def central_difference(f, x, h):
+    """df/dx = (f(x + h) - f(x - h)) / 2h, entry by entry, error O(h^2) and rounding eps |f| / h.
+
+    Args:
+        f: array of the shape of x -> number.
+        x: where, an array of floats of any shape. It is left alone.
+        h: the step.
+
+    Returns:
+        Array of the shape of x.
+    """
+    slope = np.zeros_like(x)
+    for i in np.ndindex(x.shape):
+        up, down = x.copy(), x.copy()
+        up[i] += h
+        down[i] -= h
+        slope[i] = (f(up) - f(down)) / (2 * h)
+    return slope
+
+
+def difference_bench(log10_steps=tuple(-16 + k / 4 for k in range(65)), log10_distances=range(-6, 1), points=101):
+    """Relative errors of numeric derivatives, for the lesson's explorable.
+
+    The function is f(w) = exp(sin w) + max(0, w - k): smooth, with a kink k at a distance to the
+    right of w. Its derivative at w is exp(sin w) cos w, and the error is that of the numeric one.
+
+        forward  (f(w + h) - f(w)) / h
+        central  (f(w + h) - f(w - h)) / 2h
+        complex  Im f(w + ih) / h
+
+    Args:
+        log10_steps: log10 h.
+        log10_distances: log10 (k - w).
+        points: number of w, from 0.5 to 1, over which the median is taken.
+
+    Returns:
+        For each formula, precision ("float32", "float64") and distance a dict of "formula",
+        "precision", "distance", "steps" and "errors": the last three as log10. An error below
+        1e-17, or of 0, is given as -17.
+    """
+    numeric = {
+        "forward": lambda f, w, h: (f(w + h) - f(w)) / h,
+        "central": lambda f, w, h: (f(w + h) - f(w - h)) / (2 * h),
+        "complex": lambda f, w, h: f(w + 1j * h).imag / h,
+    }
+    rows = []
+    for precision in (np.float32, np.float64):
+        w = np.linspace(0.5, 1, points).astype(precision)[:, None]
+        h = (10.0 ** np.asarray(log10_steps)).astype(precision)
+        exact = np.exp(np.sin(w.astype(float))) * np.cos(w.astype(float))
+        for distance in log10_distances:
+            k = w + precision(10.0**distance)
+
+            def f(v, k=k):
+                return np.exp(np.sin(v)) + activations.relu(v - k)
+
+            for formula, difference in numeric.items():
+                got = difference(f, w, h).astype(float)
+                error = np.median(np.abs(got - exact) / np.maximum(np.abs(got), exact), axis=0)
+                rows.append(
+                    {
+                        "formula": formula,
+                        "precision": precision.__name__,
+                        "distance": int(distance),
+                        "steps": list(log10_steps),
+                        "errors": np.log10(np.maximum(error, 1e-17)).round(3).tolist(),
+                    }
+                )
+    return rows
 
 
 @dataclass(frozen=True, repr=False)

@@ -5,7 +5,7 @@ import numpy as np
 from . import activations
 from ._validate import floating, generator, lookup, positive_integer
 
-__all__ = ["GAINS", "SCHEMES", "gain", "initialize", "lsuv"]
+__all__ = ["GAINS", "SCHEMES", "gain", "gain_grid", "initialize", "lsuv", "phase_grid", "variance_factors"]
 
 # Variance of one weight at gain 1, as a function of fan_in and fan_out.
 _VARIANCES = {
@@ -193,3 +193,131 @@ def _denses(layer):
         yield layer
     for part in getattr(layer, "layers", [layer.block] if hasattr(layer, "block") else []):
         yield from _denses(part)
+
+
+def variance_factors(fan_in, fan_out, variance, square=1.0, slope=1.0):
+    """The factors of the mean square in z = h W: forward, of h -> f(z), and backward, of g -> dL/dh.
+
+        forward  = fan_in variance E[f(z)^2] / E[z^2]
+        backward = fan_out variance E[f'(z)^2]
+
+    Args:
+        fan_in, fan_out: number of inputs and outputs of the layer.
+        variance: of one weight; the weights are independent with mean 0.
+        square: E[f(z)^2] / E[z^2]: 1 for the identity, 1/2 for relu.
+        slope: E[f'(z)^2]: 1 for the identity, 1/2 for relu.
+
+    Returns:
+        (forward, backward). All arguments broadcast.
+
+    Source: Glorot & Bengio (2010), eq. 5 and 6; He et al. (2015), eq. 9 and 13.
+    """
+    return fan_in * variance * square, fan_out * variance * slope
+
+
+# Grids of the explorables ----------------------------------------------------------------------
+
+
+def gain_grid(*, rng, names=("tanh", "sigmoid", "relu", "gelu"), width=64, depth=40, networks=3, every=4):
+    """Sizes of activations and gradients by layer, for each activation function and gain.
+
+    The weights are "lecun_normal" times the gain, the input and the gradient at the last layer N(0, 1). The
+    same random numbers serve all activations and gains. Sizes are root mean squares over 4 inputs and the units.
+
+    Args:
+        rng: numpy Generator.
+        names: activation functions.
+        width, depth: units in each layer, and layers.
+        networks: how many for each activation and gain.
+        every: the layers that are kept.
+
+    Returns:
+        A list of rows {"activation", "gain", "network", "layer", "forward", "backward"}: the last three are
+        lists over the layers. "forward" is log10 of the size of the activations, "backward" that of the
+        gradient over its size at the last layer.
+    """
+    from .backpropagation import Activate, Dense, Sequential  # that module imports this one
+    from .chain_rule import gradient_flow
+
+    kept = np.arange(0, depth + 1, every)
+    draws = initialize("lecun_normal", width, width, rng=rng, size=(depth, networks), dtype=np.float32)
+    x, dy = rng.standard_normal((2, networks, 4, width)).astype(np.float32)
+    rows = []
+    for name in names:
+        for g in np.round(np.arange(0.5, 3.05, 0.1), 1):
+            net = Sequential([Sequential([Dense(np.float32(g) * W), Activate(name)]) for W in draws])
+            flow = gradient_flow(net, x, dy=dy)
+            backward = flow.log10_gradient - flow.log10_gradient[:, -1:]
+            for k in range(networks):
+                sizes = (np.round(a[k, kept], 2).tolist() for a in (flow.log10_activation, backward))
+                rows.append(
+                    {"activation": name, "gain": float(g), "network": k, "layer": kept.tolist()}
+                    | dict(zip(("forward", "backward"), sizes))
+                )
+    return rows
+
+
+def phase_grid(*, rng, activation="tanh", width=64, depth=40, seeds=10, every=4):
+    """The phase diagram: mean-field theory at each pair of variances, and a measured profile.
+
+    The profile is that of networks at that place: two inputs that differ by a tenth go forward, a gradient
+    goes backward.
+
+    Args:
+        rng: numpy Generator.
+        activation: a name in `ACTIVATIONS` or an `Activation`.
+        width, depth: units in each layer, and layers.
+        seeds: networks at each place.
+        every: the layers that are kept.
+
+    Returns:
+        A list of rows {"weight", "bias" (variances), "q", "chi", "scale" (the depth scale, 999 at most),
+        "layer", "difference", "gradient"}: the last three are lists over the layers, medians over the networks.
+        "difference" is log10 of the root mean square of the two inputs' z_1 - z_2, 0 for the inputs themselves;
+        "gradient" is log10 of the gradient's size over that at the last layer.
+    """
+    from .mean_field import mean_field
+
+    f = activations.activation(activation)
+    weight, bias = (a.ravel() for a in np.meshgrid(np.arange(0.25, 4.01, 0.125), np.arange(0, 0.51, 0.0625)))
+    theory = mean_field(f, weight, bias)
+    kept = np.arange(0, depth + 1, every)
+
+    W = initialize("lecun_normal", width, width, rng=rng, size=(depth, seeds))
+    b = rng.standard_normal((depth, seeds, 1, width))
+    x, other = rng.standard_normal((2, seeds, 1, width))
+    h = np.broadcast_to(np.concatenate([x, x + 0.1 * other], axis=1), (len(weight), seeds, 2, width))
+    std, std_b = np.sqrt(weight)[:, None, None, None], np.sqrt(bias)[:, None, None, None]
+
+    slopes, difference, z = [], [], h
+    for layer in range(depth + 1):
+        apart = np.square(z[..., 1, :] - z[..., 0, :]).mean(axis=-1)
+        difference.append(np.log10(apart) / 2)
+        if layer < depth:
+            z = std * (h @ W[layer]) + std_b * b[layer]
+            h = f.f(z)
+            slopes.append(f.df(z[..., :1, :]))
+    g = np.broadcast_to(rng.standard_normal((seeds, 1, width)), slopes[0].shape)
+    sizes = [np.square(g).mean(axis=(-2, -1))]
+    for layer in reversed(range(depth)):
+        g = std * ((g * slopes[layer]) @ np.swapaxes(W[layer], -1, -2))
+        sizes.append(np.square(g).mean(axis=(-2, -1)))
+    gradient = np.log10(np.array(sizes[::-1]) / sizes[0]) / 2
+
+    difference, gradient = (
+        np.round(np.median(a - start, axis=-1)[kept].T, 2)
+        for a, start in ((np.array(difference), difference[0]), (gradient, 0))
+    )
+    return [
+        {
+            "weight": float(weight[i]),
+            "bias": float(bias[i]),
+            "q": round(float(theory.q[i]), 3),
+            "chi": round(float(theory.chi[i]), 4),
+            "scale": round(min(float(theory.depth_scale[i]), 999.0), 2),
+            "layer": kept.tolist(),
+            "difference": difference[i].tolist(),
+            "gradient": gradient[i].tolist(),
+        }
+        for i in range(len(weight))
+    ]

@@ -114,15 +114,15 @@ class _Recurrent:
     def _start_back(self):
         """Room for the gradients of the two products; zero gradients of the last state."""
         self.da = self.dv = _empty(len(self.a), self.a.shape[1:], self.dtype)
+        self.U_T = np.swapaxes(self.parameters["U"], -1, -2).copy()  # contiguous, a faster product
         return (np.zeros(self.h.shape[1:], self.dtype),)
 
     def _set(self, key, gradient):
         self.gradients[key] = _sum_to(gradient, self.parameters[key].shape)
 
     def _gates(self, a):
-        """The gates of one step, views of (..., batch, n_hidden) each."""
-        n = self.n_hidden
-        return (a[..., k * n : (k + 1) * n] for k in range(self.gates))
+        """(..., batch, gates n) -> (gates, ..., batch, n), a view: the gates one by one."""
+        return np.moveaxis(a.reshape(*a.shape[:-1], self.gates, self.n_hidden), -2, 0)
 
 
 class RNN(_Recurrent):
@@ -158,7 +158,7 @@ class RNN(_Recurrent):
     def _back(self, t, dh):
         """da = dh * f'(a), dh_(t-1) = da U^T; dh is overwritten."""
         np.multiply(dh, self.activation.df(self.a[t]), out=self.da[t])
-        np.matmul(self.da[t], np.swapaxes(self.parameters["U"], -1, -2), out=dh)
+        np.matmul(self.da[t], self.U_T, out=dh)
 
     def state_jacobians(self):
         """dh_t/dh_(t-1) = U diag f'(a_t), rows for h_(t-1), of the last forward.
@@ -207,11 +207,13 @@ class LSTM(_Recurrent):
         """(..., batch, T, n_in), h0 and c0 (..., batch, n_hidden) or 0 -> h_1 ... h_T."""
         self.a, self.h, self.c = self._start(x, h0=h0, c0=c0)
         self.tanh_c = np.empty_like(self.h[1:])
+        self.values = np.empty((len(self.a), *self._gates(self.a[0]).shape), self.dtype)
         product = np.empty_like(self.a[0])
         for t, a in enumerate(self.a):
             a += np.matmul(self.h[t], self.parameters["U"], out=product)
-            i, f, g, o = self._gates(a)  # overwritten by their values, all that backward needs
-            _sigmoid(a[..., : 2 * self.n_hidden])
+            self.values[t] = self._gates(a)  # each gate contiguous: what follows is up to twice as fast
+            i, f, g, o = self.values[t]  # overwritten by their values, all that backward needs
+            _sigmoid(self.values[t, :2])
             np.tanh(g, out=g)
             _sigmoid(o)
             np.multiply(f, self.c[t], out=self.c[t + 1])
@@ -231,19 +233,16 @@ class LSTM(_Recurrent):
 
         dh and dc are overwritten.
         """
-        a, da, tanh_c = self.a[t], self.da[t], self.tanh_c[t]
-        i, f, g, o = self._gates(a)
-        di, df, dg, do = self._gates(da)
+        i, f, g, o = self.values[t]
+        di, df, dg, do = self._gates(self.da[t])
+        tanh_c = self.tanh_c[t]
         dc += dh * o * (1 - tanh_c**2)
-        np.subtract(1, a, out=da)
-        da *= a
-        np.subtract(1, g**2, out=dg)
-        di *= g * dc
-        df *= self.c[t] * dc
-        dg *= i * dc
-        do *= tanh_c * dh
+        np.multiply(dc * g, i * (1 - i), out=di)
+        np.multiply(dc * self.c[t], f * (1 - f), out=df)
+        np.multiply(dc * i, 1 - g**2, out=dg)
+        np.multiply(dh * tanh_c, o * (1 - o), out=do)
         dc *= f
-        np.matmul(da, np.swapaxes(self.parameters["U"], -1, -2), out=dh)
+        np.matmul(self.da[t], self.U_T, out=dh)
 
 
 class GRU(_Recurrent):
@@ -303,7 +302,7 @@ class GRU(_Recurrent):
         dv[...] = da
         dv[..., 2 * self.n_hidden :] *= r
         dh *= z
-        dh += dv @ np.swapaxes(self.parameters["U"], -1, -2)
+        dh += dv @ self.U_T
 
 
 @np.errstate(divide="ignore", over="ignore")  # as in gradient_flow

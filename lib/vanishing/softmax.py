@@ -9,11 +9,12 @@ Everything starts from z - max(z): probabilities ignore a shift, and no exponent
 
 import numpy as np
 
-from ._validate import floating, lookup
+from ._validate import floating, generator, lookup
 
 __all__ = [
-    "Softmax", "d_log_softmax", "d_softmax", "d_sparsemax", "log_softmax", "softmax", "softmax_jacobian",
-    "sparsemax", "sparsemax_jacobian",
+    "REMEDIES", "Attention", "Skips", "Softmax", "d_log_softmax", "d_softmax", "d_sparsemax", "gradient_decay",
+    "log_softmax", "remedy_grid", "softmax", "softmax_jacobian", "softmax_stack", "softmax_vjp", "sparsemax",
+    "sparsemax_jacobian",
 ]  # fmt: skip
 
 
@@ -48,7 +49,12 @@ def d_softmax(z, dy, axis=-1, *, temperature=1.0):
     e = np.exp(z)
     p = e / e.sum(axis=axis, keepdims=True)
     dy = dy - np.take_along_axis(*np.broadcast_arrays(dy, top), axis)
-    return p * (dy - (p * dy).sum(axis=axis, keepdims=True)) / _temperature(temperature, p, axis)
+    return softmax_vjp(p, dy, axis) / _temperature(temperature, p, axis)
+
+
+def softmax_vjp(p, dy, axis=-1):
+    """J dy = p (dy - sum_j p_j dy_j) from the probabilities, in O(n); J is symmetric, so it is dy J too."""
+    return p * (dy - (p * dy).sum(axis=axis, keepdims=True))
 
 
 def softmax_jacobian(z, *, temperature=1.0):
@@ -148,6 +154,207 @@ class Softmax:
         if before is None:
             return self._jacobian(self.x, temperature=self.temperature)
         return self._d_f(self.x[..., None, :], before, temperature=_new_axis(np.asarray(self.temperature)))
+
+
+# Softmax layers in a row ------------------------------------------------------------------------
+
+REMEDIES = (
+    "none", "residual", "skip", "batch norm", "layer norm", "relu", "leaky relu", "sparsemax"
+)  # fmt: skip
+
+
+class Skips:
+    """h_l = layers[l](h_{l-1}) + h_{l-2} from the third layer on: each softmax is added to a later one.
+
+    The first two layers stand alone: the earliest output that is added again is the first layer's own.
+
+    Args:
+        layers: a list of layers with as many outputs as inputs.
+    """
+
+    def __init__(self, layers):
+        self.layers = list(layers)
+
+    def forward(self, x):
+        """(..., batch, n) -> the same shape."""
+        h = [x]
+        for i, layer in enumerate(self.layers):
+            y = layer.forward(h[-1])
+            h.append(y + h[-2] if i > 1 else y)
+        return h[-1]
+
+    def backward(self, dy, *, weights=True):
+        """g_{l-1} = layers[l] backward (g_l) + g_{l+1}; all of g_0 ... g_L are kept as `g`."""
+        self.g = [0.0] * len(self.layers) + [dy]
+        for i in reversed(range(len(self.layers))):
+            self.g[i] = self.g[i] + self.layers[i].backward(self.g[i + 1], weights=weights)
+            if i > 1:
+                self.g[i - 1] = self.g[i - 1] + self.g[i + 1]
+        return self.g[0]
+
+    @property
+    def parameters(self):
+        return {f"{i}.{k}": p for i, layer in enumerate(self.layers) for k, p in layer.parameters.items()}
+
+    @property
+    def gradients(self):
+        return {f"{i}.{k}": g for i, layer in enumerate(self.layers) for k, g in layer.gradients.items()}
+
+
+def softmax_stack(remedy, n, depth, *, rng, gain=1.0, size=(), dtype=float):
+    """h_l = softmax(h_{l-1} W_l) for l = 1 ... depth, with a remedy in each layer.
+
+    ===========  =======================================================================
+    remedy       layer l
+    ===========  =======================================================================
+    none         softmax(h W)
+    residual     h + softmax(h W)
+    skip         softmax(h W) + h_{l-2}, from the third layer on (`Skips`)
+    batch norm   softmax(batch norm(h W))
+    layer norm   softmax(layer norm(h W))
+    relu         softmax(relu(h W)); leaky relu likewise, with slope 0.01 below 0
+    sparsemax    sparsemax(h W)
+    ===========  =======================================================================
+
+    Args:
+        remedy: a name from the table.
+        n: number of scores of each softmax.
+        depth: number of layers.
+        rng: numpy Generator for the weights, independent N(0, gain^2 / n).
+        gain: a number, or an array that broadcasts to `size`.
+        size: leading axes of every parameter: an ensemble of independent networks.
+        dtype: floating dtype of the parameters.
+
+    Returns:
+        Sequential with one block for each layer, or `Skips`.
+    """
+    from . import normalization, residuals  # these import this module
+    from .backpropagation import Activate, Dense, Sequential
+    from .initialization import initialize
+
+    lookup("remedy", remedy, dict.fromkeys(REMEDIES))
+
+    def layer():
+        dense = Dense(initialize("lecun_normal", n, n, rng=rng, gain=gain, size=size, dtype=dtype))
+        before = []
+        if remedy.endswith("norm"):
+            before = [normalization.normalization(remedy.split()[0], n, dtype=dtype, size=size)]
+        elif remedy.endswith("relu"):
+            before = [Activate(remedy.replace(" ", "_"))]
+        return Sequential([dense, *before, Softmax("sparsemax" if remedy == "sparsemax" else "softmax")])
+
+    layers = [layer() for _ in range(depth)]
+    if remedy == "skip":
+        return Skips(layers)
+    return Sequential([residuals.Residual(one) for one in layers] if remedy == "residual" else layers)
+
+
+def gradient_decay(net, x, *, rng):
+    """log10 of the gradient's size at h_{L-k} over that at h_L, for k = 0 ... L, for a random gradient at h_L.
+
+    Args:
+        net: as `softmax_stack` returns it.
+        x: input, shape (..., batch, n).
+        rng: numpy Generator for the gradient at the output, N(0, 1).
+
+    Returns:
+        Shape (..., depth + 1); the last entry is what reaches the input. Sizes are root mean
+        squares over batch and units; -inf where nothing arrives.
+    """
+    from .chain_rule import gradient_flow
+
+    if isinstance(net, Skips):
+        net.backward(generator(rng).standard_normal(net.forward(x).shape), weights=False)
+        with np.errstate(divide="ignore"):
+            size = np.log10(np.stack([(g**2).mean(axis=(-2, -1)) for g in net.g], axis=-1)) / 2
+    else:
+        size = gradient_flow(net, x, rng=rng).log10_gradient
+    return np.flip(size - size[..., -1:], axis=-1)
+
+
+def remedy_grid(*, rng, sizes=(3, 10, 30), networks=5, batch=6):
+    """What the explorable of the remedies draws: a row for each remedy, number of scores and gain.
+
+    The gains are 2^0, 2^0.5, ... 2^7, for all remedies the same networks up to their remedy.
+
+    Args:
+        rng: numpy Generator.
+        sizes: numbers of scores n.
+        networks: networks for each row.
+        batch: examples that are sent through each network.
+
+    Returns:
+        List of dicts with `remedy`, `n`, `power` (log2 of the gain), and lists over 0 ... 32
+        layers passed: `layers`, and `low`, `median` and `high` of the networks, log10.
+    """
+    depth, powers = 32, np.arange(0, 7.5, 0.5)
+    rows, seed = [], generator(rng).integers(2**32)
+    for remedy in REMEDIES:
+        if remedy == "leaky relu":  # on the axis it cannot be told from relu
+            continue
+        for n in sizes:
+            one = np.random.default_rng(seed)
+            net = softmax_stack(remedy, n, depth, rng=one, gain=2 ** powers[:, None], size=(powers.size, networks))
+            decay = gradient_decay(net, one.standard_normal((powers.size, networks, batch, n)), rng=one)
+            decay = np.maximum(decay, -400)  # JSON has no infinity
+            low, median, high = (np.round(q, 2).tolist() for q in np.quantile(decay, [0, 0.5, 1], axis=1))
+            for i, power in enumerate(powers.tolist()):
+                rows.append(
+                    {"remedy": remedy, "n": n, "power": power, "layers": list(range(depth + 1)),
+                     "low": low[i], "median": median[i], "high": high[i]}
+                )  # fmt: skip
+    return rows
+
+
+# Attention --------------------------------------------------------------------------------------
+
+
+class Attention:
+    """y = A v with A = softmax(q k^T scale), row by row: q = x W_q, k = x W_k, v = x W_v.
+
+    The rows of x are the tokens of one sequence; leading axes are sequences and networks. The
+    gradient comes back on two roads, through v, where nothing of the softmax is differentiated,
+    and through the scores, where its Jacobian stands.
+
+    Args:
+        query, key: W_q and W_k, shape (..., n, d).
+        value: W_v, shape (..., n, n_out).
+        scale: factor of the scores; 1 / sqrt(d) if not given.
+        causal: whether a token sees only itself and those before it.
+
+    Source: Vaswani et al. (2017), section 3.2.1.
+    """
+
+    def __init__(self, query, key, value, *, scale=None, causal=True):
+        self.parameters = {"query": query, "key": key, "value": value}
+        self.gradients = {}
+        self.scale = query.shape[-1] ** -0.5 if scale is None else scale
+        self.causal = causal
+
+    def forward(self, x):
+        """(..., T, n) -> (..., T, n_out)."""
+        self.x = x
+        self.q, self.k, self.v = (x @ W for W in self.parameters.values())
+        scores = self.scale * (self.q @ np.swapaxes(self.k, -1, -2))
+        if self.causal:
+            scores = np.where(np.tri(x.shape[-2], dtype=bool), scores, -np.inf)
+        self.scores, self.A = scores, softmax(scores)
+        return self.A @ self.v
+
+    def backward(self, dy, *, weights=True):
+        """dL/dx, and the gradients of the three matrices unless `weights` is False."""
+        dv = np.swapaxes(self.A, -1, -2) @ dy
+        dscores = self.scale * d_softmax(self.scores, dy @ np.swapaxes(self.v, -1, -2))
+        down = dscores @ self.k, np.swapaxes(dscores, -1, -2) @ self.q, dv
+        dx = 0.0
+        for (name, W), d in zip(self.parameters.items(), down):
+            if weights:
+                gradient = np.swapaxes(self.x, -1, -2) @ d
+                gradient = gradient.sum(axis=tuple(range(gradient.ndim - W.ndim)))
+                shared = tuple(i for i, m in enumerate(W.shape[:-2]) if m == 1)
+                self.gradients[name] = gradient.sum(axis=shared, keepdims=True)
+            dx = dx + d @ np.swapaxes(W, -1, -2)
+        return dx
 
 
 def _temperature(temperature, z, axis=-1):

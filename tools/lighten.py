@@ -1,0 +1,154 @@
+"""What travels is what is used: the built site without the theme's ballast.
+
+The theme brings 540 kB (gzip) of icons for a dozen that it shows, and style rules for hundreds of
+components that this book does not have. This runs after Sphinx, and again does no harm.
+"""
+
+import re
+import shutil
+from io import BytesIO
+from pathlib import Path
+from urllib.parse import quote
+
+import pydata_sphinx_theme
+import tinycss2
+from PIL import Image
+
+THEME = Path(pydata_sphinx_theme.__file__).parent / "theme" / "pydata_sphinx_theme" / "static"
+UNUSED = ["scripts/fontawesome.js*", "scripts/bootstrap.js*", "vendor", "locales", "**/*.map", "images"]
+
+IDENTIFIER = re.compile(r"[A-Za-z_][\w-]*")
+
+
+def lighten(site):
+    """Rewrite the style sheets, icons and pictures of a built site in place."""
+    pages = {path: path.read_text("utf-8") for path in site.rglob("*.html") if "_static" not in path.parts}
+    words = set()
+    for text in pages.values():
+        for value in re.findall(r"""(?:class|id)=["']([^"']+)["']""", text):
+            words.update(value.split())
+        scripts = re.findall(r"<script[^>]*\ssrc=\"([^\"?]+)", text)
+        words.update(f"script:{Path(name).name}" for name in scripts)
+    for script in site.glob("_static/**/*.js"):  # a script may give an element any class that it names
+        if f"script:{script.name}" in words:
+            words.update(IDENTIFIER.findall(script.read_text("utf-8")))
+
+    static = site / "_static"
+    write(static / "icons.css", icons(THEME / "scripts" / "fontawesome.js", words))
+    for sheet in [*static.glob("*.css"), *static.glob("styles/*.css")]:
+        if sheet.name not in ("icons.css", "book.css"):
+            write(sheet, purge(sheet.read_text("utf-8"), words))
+    for path in (path for pattern in UNUSED for path in list(static.glob(pattern))):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for picture in site.glob("_images/*.png"):
+        shrink(picture)
+    for path, text in pages.items():
+        write(path, named(with_sizes(path, text)))
+
+
+def write(path, text):
+    if not path.exists() or path.read_text("utf-8") != text:
+        path.write_text(text, "utf-8")
+
+
+def icons(source, words):
+    """Style rules for the icons in use, as masks: they take the color of the text around them."""
+    drawings = source.read_text("utf-8")
+    rules = [
+        "/* Icons of Font Awesome Free (fontawesome.com), CC BY 4.0. */",
+        ".fa-solid, .fas { display: inline-block; width: 1em; height: 1em; vertical-align: -0.125em; "
+        "background: currentColor; -webkit-mask: var(--icon) center / contain no-repeat; "
+        "mask: var(--icon) center / contain no-repeat; }",
+        ".fa-lg { font-size: 1.25em; }",
+        ":is(.fa-solid, .fas)::before { content: none !important; }",
+    ]
+    for word in sorted(word for word in words if word.startswith("fa-")):
+        found = re.search(rf'(?<=[{{,])"?{word[3:]}"?:\[(\d+),(\d+),\[[^]]*\],"[^"]*","([^"]+)"\]', drawings)
+        if found:
+            width, height, path = found.groups()
+            svg = f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}'><path d='{path}'/></svg>"
+            rules.append(f'.{word} {{ --icon: url("data:image/svg+xml,{quote(svg, safe="/:= ")}"); }}')
+    return "\n".join(rules) + "\n"
+
+
+def purge(css, words):
+    """The style sheet without the rules that can match nothing on any page."""
+    rules = tinycss2.parse_stylesheet(css, skip_comments=True, skip_whitespace=True)
+    return "".join(filter(None, (kept(rule, words) for rule in rules)))
+
+
+def kept(rule, words):
+    """The text of a rule, with those of its selectors that may match; empty if none does."""
+    if rule.type == "qualified-rule":
+        selectors = split(rule.prelude)
+        matching = [s for s in selectors if may_match(s, words)]
+        return f"{','.join(matching)}{{{tinycss2.serialize(rule.content)}}}" if matching else ""
+    if rule.type == "at-rule" and rule.lower_at_keyword in ("media", "supports", "layer") and rule.content:
+        inner = purge(tinycss2.serialize(rule.content), words)
+        return f"@{rule.at_keyword}{tinycss2.serialize(rule.prelude)}{{{inner}}}" if inner else ""
+    text = rule.serialize() if rule.type == "at-rule" else ""
+    return "" if text.startswith("@font-face") and "Font Awesome" in text.replace("\\", "") else text
+
+
+def split(prelude):
+    """The selectors of a list, at its top level."""
+    selectors = [[]]
+    for token in prelude:
+        if token == ",":
+            selectors.append([])
+        else:
+            selectors[-1].append(token)
+    return [tinycss2.serialize(s).strip() for s in selectors]
+
+
+def may_match(selector, words):
+    """Whether every class and id that a selector asks for is somewhere; what is in :is() or :not() is no demand."""
+    while (shorter := re.sub(r"\([^()]*\)", "", selector)) != selector:
+        selector = shorter
+    selector = re.sub(r"\[[^]]*\]", "", selector)
+    return all(name.replace("\\", "") in words for name in re.findall(r"[.#]((?:[\w-]|\\.)+)", selector))
+
+
+def shrink(picture):
+    """A figure has few colors: a palette holds them in a third of the bytes, and looks the same."""
+    image = Image.open(picture)
+    if image.mode == "P":
+        return
+    out = BytesIO()
+    image.convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE).save(out, "PNG", optimize=True)
+    if len(out.getvalue()) < picture.stat().st_size:
+        picture.write_bytes(out.getvalue())
+
+
+def with_sizes(path, text):
+    """Pictures with their size, so that the text does not jump, and loaded when they come near."""
+
+    def image(match):
+        tag, source = match.group(), re.search(r'src="([^"]+\.png)"', match.group())
+        if not source or "loading=" in tag or not (path.parent / source[1]).exists():
+            return tag
+        width, height = Image.open(path.parent / source[1]).size
+        tag = re.sub(r'\s(?:width|height)="[^"]*"', "", tag)
+        return tag.replace("<img", f'<img loading="lazy" width="{width}" height="{height}"', 1)
+
+    return re.sub(r"<img\b[^>]*>", image, text)
+
+
+def named(text):
+    """Names and roles, for those who do not see them, where the theme has none or a wrong one."""
+    for old, new in (
+        (
+            '<summary><span class="toctree-toggle"',
+            '<summary aria-label="Pages of this chapter"><span class="toctree-toggle"',
+        ),
+        (' role="doc-biblioentry"', ""),  # a list item's role, on what is no list item
+        ('<div id="pst-primary-sidebar"', '<div role="region" aria-label="The book" id="pst-primary-sidebar"'),
+    ):
+        text = text.replace(old, new)
+    return text
+
+
+if __name__ == "__main__":
+    import sys
+
+    lighten(Path(sys.argv[1]))
