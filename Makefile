@@ -5,21 +5,31 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/ready
 
-.PHONY: book serve notebooks lab test bench audit screenshot lint clean
+REMOTE ?= origin
 
-book: $(SETUP)  ## the site, in _build/html
+.PHONY: book serve notebooks lab site-archive pdf publish test bench audit screenshot lint clean
+
+book: $(SETUP)  ## the site with its notebooks, in _build/html
 	@$(BIN)/python tools/book.py
 
 serve: $(SETUP)  ## the site on loopback, rebuilt on each change
 	@$(BIN)/python tools/book.py serve
 
-notebooks: $(SETUP)  ## the pages as .ipynb, in notebooks/
-	@$(BIN)/python tools/book.py notebooks
+notebooks: book  ## the same; its notebooks are in notebooks/
 
 lab: notebooks  ## the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir notebooks
 
-test: book notebooks lint  ## everything that must hold before a change is merged
+site-archive: $(SETUP)  ## the site as a zip, to read without a server
+	@$(BIN)/python tools/book.py archive
+
+pdf: $(SETUP)  ## the book as a PDF (needs Chromium)
+	@$(BIN)/python tools/pdf.py
+
+publish: $(SETUP)  ## the notebooks, on the branch `notebooks` of REMOTE (origin)
+	@$(BIN)/python tools/publish.py $(REMOTE)
+
+test: book lint  ## everything that must hold before a change is merged
 	$(BIN)/python -m pytest tests notebooks
 
 bench: $(SETUP)  ## speed, as ratios measured in one run, on a quiet machine

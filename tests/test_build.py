@@ -45,7 +45,7 @@ TOC = "format: jb-book\nroot: index\nchapters:\n  - file: chapters/one\n  - file
 def scratch(tmp_path_factory):
     """A copy of the book's machinery with two small pages that run and one that does not."""
     top = tmp_path_factory.mktemp("book")
-    for name in ("_config.yml", "requirements.txt", "references.bib"):
+    for name in ("_config.yml", "requirements.txt", "references.bib", "CITATION.cff"):
         shutil.copy(ROOT / name, top)
     for name in ("lib", "tools", "assets"):
         shutil.copytree(ROOT / name, top / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -134,7 +134,7 @@ def test_notebooks_install_the_package_only_where_it_is_missing(scratch, monkeyp
     import book
 
     for remote, command in [
-        ("https://github.com/some/fork", "%pip install -q git+https://github.com/some/fork"),
+        ("https://github.com/some/fork", "%pip install -q git+https://github.com/some/fork@notebooks"),
         (None, "raise ModuleNotFoundError"),
     ]:
         monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
@@ -145,7 +145,7 @@ def test_notebooks_install_the_package_only_where_it_is_missing(scratch, monkeyp
             subprocess.run(["git", "remote", "add", "origin", remote], cwd=scratch, check=True)
         assert book.install_command().startswith(command)
     monkeypatch.setenv("GITHUB_REPOSITORY", "owner/name")
-    assert book.install_command() == "%pip install -q git+https://github.com/owner/name"
+    assert book.install_command() == "%pip install -q git+https://github.com/owner/name@notebooks"
 
     notebook = json.loads((ROOT / "notebooks" / "chapters" / "chain-rule" / "lesson.ipynb").read_text("utf-8"))
     first = "".join(notebook["cells"][0]["source"])

@@ -16,6 +16,7 @@ PAGES = [page.relative_to(book.ROOT).with_suffix(".html").as_posix() for page in
 def test_internal_links_and_anchors(site):
     """Every link, script, style sheet and picture inside the site exists, and so does every anchor."""
     trees = {path: html.parse(str(path)).getroot() for path in site.rglob("*.html") if "_static" not in path.parts}
+    del trees[site / "404.html"]  # its links begin at the root of the published site: test_publish.py
     broken = []
     for path, tree in trees.items():
         for element in tree.iter():

@@ -1,8 +1,9 @@
 """Build the book.
 
-    python tools/book.py             execute the pages and build the site
-    python tools/book.py notebooks   execute the pages and write notebooks/*.ipynb
+    python tools/book.py             execute the pages, build the site and notebooks/*.ipynb
+    python tools/book.py notebooks   the same
     python tools/book.py serve       build, serve on loopback, rebuild on each change
+    python tools/book.py archive     the site as a zip, to read from a folder or a USB stick
 
 One text source, two builders. The pages are executed here, in parallel, into
 Jupyter Book's own execution cache; both builders then find their outputs there.
@@ -26,6 +27,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import repository
 from lighten import lighten
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +41,8 @@ CELL_TIMEOUT = 120  # seconds
 # What an output depends on besides the text of its page.
 LIBRARY = ["lib", "requirements.txt"]
 # What the site depends on.
-SOURCES = ["_config.yml", "_toc.yml", "references.bib", "index.md", "chapters", "pages", "assets", "tools", *LIBRARY]
+SOURCES = ["_config.yml", "_toc.yml", "references.bib", "CITATION.cff", "index.md", "chapters", "pages", "assets"]
+SOURCES += ["tools", *LIBRARY]
 
 INSTALL_CELL = """\
 # Installs the book's package where it is missing (on Colab, say); elsewhere this does nothing.
@@ -201,33 +204,32 @@ def sphinx(*arguments):
 
 
 def build_site():
-    """The site in _build/html."""
+    """The pages in _build/html."""
     started = time.perf_counter()
-    stamp, now = BUILD / "site.sha256", digest(SOURCES)
+    stamp, now = BUILD / "site.sha256", digest(SOURCES) + str(repository.find(ROOT))
     if stamp_is(stamp, now) and (SITE / "index.html").exists():
         print("Site: nothing has changed")
-    else:
-        stamp.unlink(missing_ok=True)
-        execute()
-        gather_ledger()
-        print("Site: building", flush=True)
-        sphinx()
-        lighten(SITE)
-        stamp.write_text(now)
-        print(f"Site: done in {time.perf_counter() - started:.0f} s")
-    print(f"Open {SITE / 'index.html'}")
+        return
+    stamp.unlink(missing_ok=True)
+    execute()
+    gather_ledger()
+    print("Site: building", flush=True)
+    sphinx()
+    lighten(SITE)
+    stamp.write_text(now)
+    print(f"Site: done in {time.perf_counter() - started:.0f} s")
 
 
 def install_command():
-    """What Colab runs to get the package: from the repository that this checkout came from."""
-    repository = os.environ.get("GITHUB_REPOSITORY")
-    url = f"https://github.com/{repository}" if repository else ""
+    """What Colab runs to get the package: from the branch that the notebooks are published on."""
+    url = repository.find(ROOT).url
     if not url:
-        git = subprocess.run(["git", "remote", "get-url", "origin"], cwd=ROOT, capture_output=True, text=True)
-        url = re.sub(r"^git@([^:]+):", r"https://\1/", git.stdout.strip()).removesuffix(".git")
-    if not url.startswith("https://"):
         return 'raise ModuleNotFoundError("Install the package first: pip install PATH_OF_THE_BOOK")'
-    return f"%pip install -q git+{url}"
+    return f"%pip install -q git+{url}@{repository.NOTEBOOKS}"
+
+
+def has_notebook(page):
+    return "{eval-rst}" not in page.read_text("utf-8")  # the API: signatures have no form in a notebook
 
 
 def build_notebooks():
@@ -239,8 +241,6 @@ def build_notebooks():
         print(f"Notebooks: nothing has changed in {NOTEBOOKS}")
         return
     stamp.unlink(missing_ok=True)
-    execute()
-    gather_ledger()
     print("Notebooks: building", flush=True)
     shutil.rmtree(BUILD / "jupyter", ignore_errors=True)  # its builder looks at the time of the source only
     sphinx("--builder", "custom", "--custom-builder", "jupyter")
@@ -248,9 +248,7 @@ def build_notebooks():
     sys.path.insert(0, str(ROOT / "lib"))
     from vanishing.exercises import without_solution
 
-    for page in toc_pages():
-        if "{eval-rst}" in page.read_text("utf-8"):
-            continue  # the API: signatures have no form in a notebook
+    for page in filter(has_notebook, toc_pages()):
         name = page.relative_to(ROOT).with_suffix(".ipynb")
         notebook = nbformat.read(BUILD / "jupyter" / name, as_version=4)
         for cell in notebook.cells:
@@ -270,11 +268,28 @@ def build_notebooks():
     print(f"Notebooks: in {NOTEBOOKS}")
 
 
+def build():
+    """The site with its notebooks, which are offered for download beside it."""
+    # The site first. Both builders share what Sphinx has read, and the site's writes a page anew
+    # only in the run that has read it anew; the notebooks are always written anew.
+    build_site()
+    build_notebooks()
+    shutil.rmtree(SITE / "notebooks", ignore_errors=True)
+    shutil.copytree(NOTEBOOKS, SITE / "notebooks")
+    print(f"Open {SITE / 'index.html'}")
+
+
+def build_archive():
+    """The site as one file; it needs no server."""
+    build()
+    print(f"Archive: {shutil.make_archive(BUILD / 'vanishing-gradients-site', 'zip', BUILD, SITE.name)}")
+
+
 def serve(port):
     """Build, serve on loopback only, rebuild when a source changes."""
     from watchfiles import watch
 
-    build_site()
+    build()
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_):
@@ -288,20 +303,20 @@ def serve(port):
     print(f"Serving http://127.0.0.1:{port} (Ctrl-C to stop)", flush=True)
     for _ in watch(*(ROOT / name for name in SOURCES), raise_interrupt=False):
         try:
-            build_site()
+            build_site()  # the notebooks follow with the next start
         except SystemExit:
             print("The site is as it was before this change.", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", default="site", choices=["site", "notebooks", "serve"])
+    parser.add_argument("what", nargs="?", default="site", choices=["site", "notebooks", "serve", "archive"])
     parser.add_argument("--port", type=int, default=8000, help="for serve (default: 8000)")
     arguments = parser.parse_args()
     if arguments.what == "serve":
         serve(arguments.port)
     else:
-        {"site": build_site, "notebooks": build_notebooks}[arguments.what]()
+        {"site": build, "notebooks": build, "archive": build_archive}[arguments.what]()
 
 
 if __name__ == "__main__":
