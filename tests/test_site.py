@@ -81,6 +81,7 @@ def test_axe_finds_nothing(tab, server, name):
     assert audit.axe(tab) == []
     tab.emulate_media(color_scheme="dark")
     tab.reload()
+    tab.wait_for_timeout(300)  # until the colors have changed
     assert audit.axe(tab, "color-contrast") == []
 
 

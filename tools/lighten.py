@@ -153,6 +153,7 @@ def named(text):
             '<summary aria-label="Pages of this chapter"><span class="toctree-toggle"',
         ),
         (' role="doc-biblioentry"', ""),  # a list item's role, on what is no list item
+        ('<div role="list" class="citation-list">', '<div class="citation-list">'),
         ('<div id="pst-primary-sidebar"', '<div role="region" aria-label="The book" id="pst-primary-sidebar"'),
     ):
         text = text.replace(old, new)
