@@ -105,13 +105,22 @@ EXPLORABLES = [
 @in_browser
 @pytest.mark.parametrize(("name", "chart"), EXPLORABLES)
 def test_an_explorable_keeps_its_promises(tab, server, name, chart):
-    """Every control has a label and moves by keyboard; the address holds the state, restores it, and refuses nonsense;
+    """Every control has a label and moves by pointer and keyboard; the address holds the state, restores it, and refuses nonsense;
     the data are there as a table; at 360 px nothing is cut off."""
     figure = open_explorable(tab, server, name, chart)
     controls = figure.locator(".explorable-controls :is(input, select)")
     assert controls.count() >= 1
     for control in controls.all():
         assert len(control.evaluate("e => e.closest('label, [aria-label]').innerText").strip()) > 1
+    for slider in figure.locator(".explorable-controls input[type=range]").all():
+        slider.scroll_into_view_if_needed()
+        box, was = slider.bounding_box(), slider.input_value()
+        for share in (0.9, 0.1):  # by pointer
+            tab.mouse.click(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+            if slider.input_value() != was:
+                break
+        assert slider.input_value() != was
+    figure.locator("button", has_text="Reset").click()
     before = tab.evaluate("location.hash")
     first = controls.first
     first.focus()
