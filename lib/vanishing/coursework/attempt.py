@@ -9,7 +9,7 @@ import numpy as np
 from .sandbox import MIB
 from .values import decode, encode
 
-REPLY = 2 * MIB  # bytes of one reply, checked before it is parsed
+REPLY = 4 * MIB  # bytes of one reply, checked before it is parsed
 CALLBACKS = 20_000  # calls of the grader's functions by one of the student's
 
 # What a student's code raises is raised here again if it is one of these; its text never is:
