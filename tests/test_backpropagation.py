@@ -220,7 +220,7 @@ def test_gradcheck_finds_the_wrong_entry(method, bar):
     gradient[1, 1] *= 1 + 1e-5
     wrong = bp.gradcheck(lambda x: np.sin(x).sum(), gradient, x, method=method)
     assert not wrong.ok and wrong.max_error == pytest.approx(1e-5, rel=0.02)
-    header, columns, first, *_ = str(wrong).splitlines()
+    header, _, columns, first, *_ = str(wrong).splitlines()
     assert "WRONG" in header and columns.split() == ["entry", "analytic", "numeric", "error"]
     assert first.split()[:2] == ["(1,", "1)"]
 

@@ -351,7 +351,7 @@ class GradCheck:
     def __repr__(self, rows=5):
         verdict = "ok" if self.ok else "WRONG"
         lines = [
-            f"gradcheck {verdict}: {self.error.size} entries, method {self.method}, "
+            f"gradcheck {verdict}: {self.error.size} entries, method {self.method}",
             f"worst relative error {self.max_error:.1e}, tolerance {self.rtol:.1e}",
             f"{'entry':>12} {'analytic':>16} {'numeric':>16} {'error':>9}",
         ]
