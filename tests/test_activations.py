@@ -240,15 +240,19 @@ def test_born_dead_against_enumeration():
         activations.born_dead(3, 1.5)
 
 
+SHOWN = ACTIVATIONS | {a.name: a for a in [activations.CENTERED_SIGMOID]}
+
+
 def test_activation_grid():
     """What the explorable draws: its columns fit together and agree with the functions."""
     grid = activations.activation_grid(spreads=(0.5, 1.0))
-    assert len(grid) == 10 and {len(row["spread"]) for row in grid} == {2}
+    assert len(grid) == 11 and {len(row["spread"]) for row in grid} == {2}
     for row in grid:
-        a = ACTIVATIONS[row["name"]]
+        a = SHOWN[row["name"]]
         np.testing.assert_allclose(row["df"], a.df(np.array(row["z"])), atol=1e-3)
         assert row["decades"][1] == pytest.approx(np.log10(activations.kept_factor(a, 1.0)) / 2, abs=1e-4)
-        assert row["gain"][1] == pytest.approx(gain(row["name"]), abs=1e-3)
+        assert row["gain"][1] == pytest.approx(gain(a), abs=1e-3)
+        assert row["flat"][0] == pytest.approx(100 * activations.flat_share(a, 0.5), abs=1e-3)
 
 
 @in_browser
@@ -267,7 +271,7 @@ def test_the_explorable_of_activations_moves_and_is_right(tab, server):
             for _ in range(presses[2]):
                 tab.keyboard.press(presses[1])
             assert sliders.nth(i).input_value() != before
-        a = ACTIVATIONS[menu.input_value()]
+        a = SHOWN[menu.input_value()]
         spread, depth = (float(sliders.nth(i).input_value()) for i in range(2))
         seen.add((a.name, spread, depth))
         for row in drawn(tab, "activation", "z", "value", "slope"):

@@ -246,6 +246,9 @@ ACTIVATIONS = {
     )
 }
 
+# The slopes of the sigmoid without its mean: what the lesson compares it with.
+CENTERED_SIGMOID = Activation("sigmoid − ½", lambda z: sigmoid(z) - 0.5, d_sigmoid)
+
 
 def activation(name):
     """Return the `Activation` called `name`; an `Activation` of your own passes through.
@@ -356,7 +359,7 @@ def born_dead(width, layers):
 
 
 def activation_grid(spreads=tuple(k / 10 for k in range(1, 81))):
-    """The curves and factors of all activations but identity, for the lesson's explorable.
+    """The curves and factors of all activations but identity, and of the sigmoid minus ½, for the lesson's explorable.
 
     Args:
         spreads: standard deviations of the pre-activations.
@@ -369,11 +372,19 @@ def activation_grid(spreads=tuple(k / 10 for k in range(1, 81))):
     z, spreads = np.linspace(-6, 6, 121), np.asarray(spreads)
 
     def row(a):
+        steepest = np.abs(a.df(np.linspace(-20, 20, 40001))).max()
+
+        def of_slope(z):
+            slope = a.df(z)  # once for both
+            return np.stack([slope**2, np.abs(slope) < 0.1 * steepest])
+
+        slope_square, flat = gaussian_mean(of_slope, spreads)
         gain = spreads / np.sqrt(gaussian_mean(lambda z: a.f(z) ** 2, spreads))
         columns = {
             "z": z, "f": a.f(z), "df": a.df(z), "spread": spreads, "gain": gain,
-            "decades": np.log10(kept_factor(a, spreads)) / 2, "flat": 100 * flat_share(a, spreads),
+            "decades": np.log10(gain**2 * slope_square) / 2, "flat": 100 * flat,
         }  # fmt: skip
         return {"name": a.name} | {name: np.round(column, 4).tolist() for name, column in columns.items()}
 
-    return [row(a) for a in ACTIVATIONS.values() if a.name != "identity"]
+    first, *others = (a for a in ACTIVATIONS.values() if a.name != "identity")
+    return [row(a) for a in (first, CENTERED_SIGMOID, *others)]
