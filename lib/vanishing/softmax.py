@@ -275,7 +275,7 @@ def gradient_decay(net, x, *, rng):
 def remedy_grid(*, rng, sizes=(3, 10, 30), networks=5, batch=6):
     """What the explorable of the remedies draws: a row for each remedy, number of scores and gain.
 
-    The gains are 2^0, 2^0.5, ... 2^7, for all remedies the same networks up to their remedy.
+    The gains go from 1 to 100, for all remedies the same networks up to their remedy.
 
     Args:
         rng: numpy Generator.
@@ -284,23 +284,23 @@ def remedy_grid(*, rng, sizes=(3, 10, 30), networks=5, batch=6):
         batch: examples that are sent through each network.
 
     Returns:
-        List of dicts with `remedy`, `n`, `power` (log2 of the gain), and lists over 0 ... 32
+        List of dicts with `remedy`, `n`, `gain`, and lists over 0 ... 32
         layers passed: `layers`, and `low`, `median` and `high` of the networks, log10.
     """
-    depth, powers = 32, np.arange(0, 7.5, 0.5)
+    depth, gains = 32, np.array([1, 1.4, 2, 3, 5, 8, 10, 15, 24, 30, 50, 100])
     rows, seed = [], generator(rng).integers(2**32)
     for remedy in REMEDIES:
         if remedy == "leaky relu":  # on the axis it cannot be told from relu
             continue
         for n in sizes:
             one = np.random.default_rng(seed)
-            net = softmax_stack(remedy, n, depth, rng=one, gain=2 ** powers[:, None], size=(powers.size, networks))
-            decay = gradient_decay(net, one.standard_normal((powers.size, networks, batch, n)), rng=one)
+            net = softmax_stack(remedy, n, depth, rng=one, gain=gains[:, None], size=(gains.size, networks))
+            decay = gradient_decay(net, one.standard_normal((gains.size, networks, batch, n)), rng=one)
             decay = np.maximum(decay, -400)  # JSON has no infinity
             low, median, high = (np.round(q, 2).tolist() for q in np.quantile(decay, [0, 0.5, 1], axis=1))
-            for i, power in enumerate(powers.tolist()):
+            for i, gain in enumerate(gains.tolist()):
                 rows.append(
-                    {"remedy": remedy, "n": n, "power": power, "layers": list(range(depth + 1)),
+                    {"remedy": remedy, "n": n, "gain": gain, "layers": list(range(depth + 1)),
                      "low": low[i], "median": median[i], "high": high[i]}
                 )  # fmt: skip
     return rows
