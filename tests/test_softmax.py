@@ -289,7 +289,7 @@ def test_the_decay_of_a_stack_follows_the_law():
 def test_the_grid_of_remedies():
     """A row for each remedy, size and gain; a row is what its networks give one by one; no infinity."""
     grid = sm.remedy_grid(rng=np.random.default_rng(1), sizes=(3,), networks=3)
-    assert len(grid) == 7 * 12 and {r["remedy"] for r in grid} == set(sm.REMEDIES) - {"leaky relu"}
+    assert len(grid) == 7 * 10 and {r["remedy"] for r in grid} == set(sm.REMEDIES) - {"leaky relu"}
     for row in grid:
         low, median, high = (np.array(row[k]) for k in ("low", "median", "high"))
         assert row["layers"] == list(range(33)) and np.all((low <= median) & (median <= high)) and low.min() >= -400
@@ -298,8 +298,8 @@ def test_the_grid_of_remedies():
     seed = np.random.default_rng(1).integers(2**32)
     rng = np.random.default_rng(seed)
     gains = np.unique([r["gain"] for r in grid])
-    net = sm.softmax_stack("none", 3, 32, rng=rng, gain=gains[:, None], size=(12, 3))
-    decay = sm.gradient_decay(net, rng.standard_normal((12, 3, 6, 3)), rng=rng)
+    net = sm.softmax_stack("none", 3, 32, rng=rng, gain=gains[:, None], size=(10, 3))
+    decay = sm.gradient_decay(net, rng.standard_normal((10, 3, 6, 3)), rng=rng)
     np.testing.assert_allclose(first["median"], np.median(decay[0], axis=0), atol=0.006)
 
 
@@ -362,7 +362,13 @@ def test_the_explorable_of_remedies_moves_and_is_right(tab, server):
     grid = sm.remedy_grid(rng=np.random.default_rng(1))
     menus, slider = figure.locator("select"), figure.locator("input[type=range]")
     assert menus.count() == 3 and slider.count() == 1
-    for menu, key, times in ((0, "ArrowDown", 3), (1, "ArrowDown", 1), (2, "ArrowDown", 5), (0, "ArrowDown", 2), (1, "ArrowUp", 2)):
+    for menu, key, times in (
+        (0, "ArrowDown", 3),
+        (1, "ArrowDown", 1),
+        (2, "ArrowDown", 5),
+        (0, "ArrowDown", 2),
+        (1, "ArrowUp", 2),
+    ):
         for control, press in ((menus.nth(menu), key), (slider, "ArrowLeft")):
             before = control.input_value()
             control.focus()

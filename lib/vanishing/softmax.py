@@ -48,7 +48,10 @@ def d_softmax(z, dy, axis=-1, *, temperature=1.0):
     z, top = _shifted(z, axis, temperature)
     e = np.exp(z)
     p = e / e.sum(axis=axis, keepdims=True)
-    dy = dy - np.take_along_axis(*np.broadcast_arrays(dy, top), axis)
+    dy = np.asarray(dy)
+    if dy.ndim != top.ndim:
+        dy, top = np.broadcast_arrays(dy, top)
+    dy = dy - np.take_along_axis(dy, top, axis)
     return softmax_vjp(p, dy, axis) / _temperature(temperature, p, axis)
 
 
@@ -287,7 +290,7 @@ def remedy_grid(*, rng, sizes=(3, 10, 30), networks=5, batch=6):
         List of dicts with `remedy`, `n`, `gain`, and lists over 0 ... 32
         layers passed: `layers`, and `low`, `median` and `high` of the networks, log10.
     """
-    depth, gains = 32, np.array([1, 1.4, 2, 3, 5, 8, 10, 15, 24, 30, 50, 100])
+    depth, gains = 32, np.array([1, 2, 3, 5, 8, 10, 15, 24, 30, 100])
     rows, seed = [], generator(rng).integers(2**32)
     for remedy in REMEDIES:
         if remedy == "leaky relu":  # on the axis it cannot be told from relu
@@ -359,6 +362,8 @@ class Attention:
 
 def _temperature(temperature, z, axis=-1):
     """T in the precision of z, so that float32 stays float32."""
+    if type(temperature) is float and temperature > 0:
+        return np.asarray(temperature, z.real.dtype)
     T = np.asarray(temperature)
     if not (np.issubdtype(T.dtype, np.number) and np.all(T > 0)):
         raise ValueError(f"temperature: got {temperature}, expected numbers above 0")
@@ -377,9 +382,12 @@ def _shifted(z, axis, temperature):
     z = floating(z)
     if z.ndim == 0 or z.shape[axis] == 0:
         raise ValueError(f"z: got shape {z.shape}, expected at least one score along axis {axis}")
-    z, T = np.broadcast_arrays(z, _temperature(temperature, z, axis))
+    T = _temperature(temperature, z, axis)
+    if T.ndim:
+        z, T = np.broadcast_arrays(z, T)
     top = np.expand_dims(z.real.argmax(axis=axis), axis)
-    return (z - np.take_along_axis(z, top, axis)) / T, top
+    highest = np.take_along_axis(z, top, axis) if z.dtype.kind == "c" else z.max(axis=axis, keepdims=True)
+    return (z - highest) / T, top
 
 
 def _support(z, axis, temperature):
