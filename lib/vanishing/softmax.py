@@ -48,7 +48,10 @@ def d_softmax(z, dy, axis=-1, *, temperature=1.0):
     z, top = _shifted(z, axis, temperature)
     e = np.exp(z)
     p = e / e.sum(axis=axis, keepdims=True)
-    dy = dy - np.take_along_axis(*np.broadcast_arrays(dy, top), axis)
+    dy = np.asarray(dy)
+    if dy.ndim != top.ndim:
+        dy, top = np.broadcast_arrays(dy, top)
+    dy = dy - np.take_along_axis(dy, top, axis)
     return softmax_vjp(p, dy, axis) / _temperature(temperature, p, axis)
 
 
@@ -275,7 +278,7 @@ def gradient_decay(net, x, *, rng):
 def remedy_grid(*, rng, sizes=(3, 10, 30), networks=5, batch=6):
     """What the explorable of the remedies draws: a row for each remedy, number of scores and gain.
 
-    The gains are 2^0, 2^0.5, ... 2^7, for all remedies the same networks up to their remedy.
+    The gains go from 1 to 100, for all remedies the same networks up to their remedy.
 
     Args:
         rng: numpy Generator.
@@ -284,23 +287,23 @@ def remedy_grid(*, rng, sizes=(3, 10, 30), networks=5, batch=6):
         batch: examples that are sent through each network.
 
     Returns:
-        List of dicts with `remedy`, `n`, `power` (log2 of the gain), and lists over 0 ... 32
+        List of dicts with `remedy`, `n`, `gain`, and lists over 0 ... 32
         layers passed: `layers`, and `low`, `median` and `high` of the networks, log10.
     """
-    depth, powers = 32, np.arange(0, 7.5, 0.5)
+    depth, gains = 32, np.array([1, 2, 3, 5, 8, 10, 15, 24, 30, 100])
     rows, seed = [], generator(rng).integers(2**32)
     for remedy in REMEDIES:
         if remedy == "leaky relu":  # on the axis it cannot be told from relu
             continue
         for n in sizes:
             one = np.random.default_rng(seed)
-            net = softmax_stack(remedy, n, depth, rng=one, gain=2 ** powers[:, None], size=(powers.size, networks))
-            decay = gradient_decay(net, one.standard_normal((powers.size, networks, batch, n)), rng=one)
+            net = softmax_stack(remedy, n, depth, rng=one, gain=gains[:, None], size=(gains.size, networks))
+            decay = gradient_decay(net, one.standard_normal((gains.size, networks, batch, n)), rng=one)
             decay = np.maximum(decay, -400)  # JSON has no infinity
             low, median, high = (np.round(q, 2).tolist() for q in np.quantile(decay, [0, 0.5, 1], axis=1))
-            for i, power in enumerate(powers.tolist()):
+            for i, gain in enumerate(gains.tolist()):
                 rows.append(
-                    {"remedy": remedy, "n": n, "power": power, "layers": list(range(depth + 1)),
+                    {"remedy": remedy, "n": n, "gain": gain, "layers": list(range(depth + 1)),
                      "low": low[i], "median": median[i], "high": high[i]}
                 )  # fmt: skip
     return rows
@@ -359,6 +362,8 @@ class Attention:
 
 def _temperature(temperature, z, axis=-1):
     """T in the precision of z, so that float32 stays float32."""
+    if type(temperature) is float and temperature > 0:
+        return np.asarray(temperature, z.real.dtype)
     T = np.asarray(temperature)
     if not (np.issubdtype(T.dtype, np.number) and np.all(T > 0)):
         raise ValueError(f"temperature: got {temperature}, expected numbers above 0")
@@ -377,9 +382,12 @@ def _shifted(z, axis, temperature):
     z = floating(z)
     if z.ndim == 0 or z.shape[axis] == 0:
         raise ValueError(f"z: got shape {z.shape}, expected at least one score along axis {axis}")
-    z, T = np.broadcast_arrays(z, _temperature(temperature, z, axis))
+    T = _temperature(temperature, z, axis)
+    if T.ndim:
+        z, T = np.broadcast_arrays(z, T)
     top = np.expand_dims(z.real.argmax(axis=axis), axis)
-    return (z - np.take_along_axis(z, top, axis)) / T, top
+    highest = np.take_along_axis(z, top, axis) if z.dtype.kind == "c" else z.max(axis=axis, keepdims=True)
+    return (z - highest) / T, top
 
 
 def _support(z, axis, temperature):
