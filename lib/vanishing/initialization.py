@@ -244,14 +244,16 @@ def gain_grid(*, rng, names=("tanh", "sigmoid", "relu", "gelu"), width=64, depth
     x, dy = rng.standard_normal((2, networks, 4, width)).astype(np.float32)
     rows = []
     for name in names:
-        for g in np.round(np.arange(0.5, 3.05, 0.1), 1):
-            net = Sequential([Sequential([Dense(np.float32(g) * W), Activate(name)]) for W in draws])
-            flow = gradient_flow(net, x, dy=dy)
-            backward = flow.log10_gradient - flow.log10_gradient[:, -1:]
-            for k in range(networks):
-                sizes = (np.round(a[k, kept], 2).tolist() for a in (flow.log10_activation, backward))
+        for gains in np.split(np.round(np.arange(0.5, 3.05, 0.1), 1), 2):  # in two parts: small enough for the cache
+            scaled = gains.astype(np.float32)[:, None, None, None] * draws[:, None]  # (depth, gains, networks, n, n)
+            net = Sequential([Sequential([Dense(W), Activate(name)]) for W in scaled])
+            both = [np.broadcast_to(a, (len(gains), *a.shape)) for a in (x, dy)]
+            flow = gradient_flow(net, both[0], dy=both[1])
+            backward = flow.log10_gradient - flow.log10_gradient[..., -1:]
+            for i, k in np.ndindex(len(gains), networks):
+                sizes = (np.round(a[i, k, kept], 2).tolist() for a in (flow.log10_activation, backward))
                 rows.append(
-                    {"activation": name, "gain": float(g), "network": k, "layer": kept.tolist()}
+                    {"activation": name, "gain": float(gains[i]), "network": k, "layer": kept.tolist()}
                     | dict(zip(("forward", "backward"), sizes))
                 )
     return rows
