@@ -12,10 +12,10 @@ FLAGS = [
 ]  # fmt: skip
 
 
-def in_browser(test):
-    """For a test that takes the fixture `tab` or `browser`: skipped without Chromium; all of them share one."""
+def in_browser(test, group="browser"):
+    """For a test that takes the fixture `tab` or `browser`: skipped without Chromium; those of a group share one."""
     without = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: pages are not opened")
-    return pytest.mark.xdist_group("browser")(without(test))
+    return pytest.mark.xdist_group(group)(without(test))
 
 
 def open_explorable(tab, server, page, name):

@@ -205,7 +205,8 @@ def written_to(latex):
 
 def sides(formula):
     """The members of the chains of = and \\approx in a formula, a list for each chain."""
-    formula = re.sub(r"\\qquad|\\quad|\\text\{[^}]*\}", ";", formula)
+    formula = re.sub(r"\\(?:begin|end)\{aligned\}|&", " ", formula)
+    formula = re.sub(r"\\qquad|\\quad|\\text\{[^}]*\}|\\\\", ";", formula)
     return [re.split(r"=|\\approx", chain.rstrip(" .,")) for chain in formula.split(";")]
 
 

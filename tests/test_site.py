@@ -1,5 +1,6 @@
 """The built site, in a real browser with no network but the site's own server."""
 
+import functools
 import re
 from urllib.parse import unquote, urljoin, urlparse
 
@@ -11,6 +12,9 @@ import book
 from browser import in_browser, open_explorable
 
 PAGES = [page.relative_to(book.ROOT).with_suffix(".html").as_posix() for page in book.toc_pages()]
+
+
+in_another = functools.partial(in_browser, group="another browser")  # the slow ones, beside the others
 
 
 def test_internal_links_and_anchors(site):
@@ -72,7 +76,7 @@ def host(site):
         yield server
 
 
-@in_browser
+@in_another
 @pytest.mark.parametrize("name", PAGES)
 def test_axe_finds_nothing(tab, server, name):
     """WCAG 2.2 AA and axe's best practices, with the explorables alive; and the colors of the dark theme."""
@@ -85,7 +89,7 @@ def test_axe_finds_nothing(tab, server, name):
     assert audit.axe(tab, "color-contrast") == []
 
 
-@in_browser
+@in_another
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_light_and_stands_still(browser, host, name):
     """Budgets of a cold visit, gzip: 350 kB, and 330 kB with the first explorable; layout shift below 0.05."""

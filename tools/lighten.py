@@ -74,11 +74,11 @@ def icons(source, words):
 
 
 def with_fonts(katex):
-    """KaTeX's style sheet with its two commonest fonts inside: coming later, they would move lines of text."""
+    """KaTeX's style sheet with the fonts that stand in sentences: coming later, they would move lines of text."""
     css = (katex / "katex.min.css").read_text("utf-8")
-    for name in ("KaTeX_Main-Regular", "KaTeX_Math-Italic"):
-        data = b64encode((katex / "fonts" / f"{name}.woff2").read_bytes()).decode()
-        css = css.replace(f"url(fonts/{name}.woff2)", f"url(data:font/woff2;base64,{data})")
+    for name in ("Main-Regular", "Math-Italic", "SansSerif-Regular", "Caligraphic-Regular", "Size1-Regular"):
+        data = b64encode((katex / "fonts" / f"KaTeX_{name}.woff2").read_bytes()).decode()
+        css = css.replace(f"url(fonts/KaTeX_{name}.woff2)", f"url(data:font/woff2;base64,{data})")
     return css
 
 
