@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from browser import drawn, in_browser, open_explorable
 from vanishing import backpropagation as bp
 from vanishing import normalization as nm
 
@@ -306,6 +307,8 @@ def test_set_training_reaches_nested_layers():
         (lambda: nm.BatchNorm(3).forward(np.ones((1, 3))), ValueError, "x: got a batch of 1, expected at least 2"),
         (lambda: nm.BatchNorm(3).forward(np.ones((4, 2))), ValueError, r"x: got shape \(4, 2\), expected \(..., batch, 3\)"),
         (lambda: nm.LayerNorm(3).forward(np.ones(3)), ValueError, r"x: got shape \(3,\)"),
+        (lambda: nm.batch_norm_growth(3), ValueError, "batch: got 3, expected at least 4"),
+        (lambda: nm.normalized_factor("relu", "bath"), ValueError, "Did you mean 'batch'"),
         (lambda: nm.GroupNorm(6), ValueError, "groups: got 4, expected a divisor of n = 6"),
         (lambda: nm.GroupNorm(4, 4), ValueError, "groups of 2 or more"),
         (lambda: nm.LayerNorm(1), ValueError, "n: got 1, expected at least 2"),
@@ -322,3 +325,78 @@ def test_bad_input(call, error, message):
     """Errors name the argument, what came and what was expected."""
     with pytest.raises(error, match=message):
         call()
+
+
+def test_normalized_factor_has_its_closed_forms_and_bound():
+    """pi / (pi - 1) for relu, 1 for a line; never below 1 with batch norm; rms is layer."""
+    assert nm.normalized_factor("relu", "batch") == pytest.approx(np.pi / (np.pi - 1), rel=1e-6)
+    assert nm.normalized_factor("relu", "layer") == pytest.approx(1, rel=1e-6)
+    for name in ("identity", "sigmoid", "tanh", "gelu", "silu", "selu", "elu", "softplus"):
+        batch = nm.normalized_factor(name, "batch")
+        assert batch >= nm.normalized_factor(name, "layer") - 1e-9
+        assert batch == pytest.approx(1, abs=1e-9) if name == "identity" else batch > 1.01
+        assert nm.normalized_factor(name, "rms") == nm.normalized_factor(name, "layer")
+
+
+@pytest.mark.parametrize("batch", [6, 24])
+def test_batch_norm_growth_is_the_mean_over_random_layers(batch):
+    """The law's own assumptions, sampled: isotropic batches and gradients, through the library's layer."""
+    rng, units, runs = np.random.default_rng(batch), 64, 400
+    layer = nm.BatchNorm(units, eps=0.0)
+    y = layer.forward(rng.standard_normal((runs, batch, units)))
+    g = nm.remove_mean(rng.standard_normal(y.shape), axis=-2)
+    d = g * (y > 0)
+    centered = nm.remove_mean(np.maximum(y, 0), axis=-2)
+    variance = (centered**2).sum(axis=-2).mean() / (batch - 1)  # of each direction of z, for weights of variance 1 / n
+    z = np.sqrt(variance * batch / (batch - 1)) * nm.remove_mean(rng.standard_normal(y.shape), axis=-2)
+    sigma2 = (z**2).mean(axis=-2) * (batch - 1) / batch
+    left = nm.remove_along(nm.remove_mean(d, axis=-2), y, axis=-2)
+    measured = (left**2).mean() / (g**2).mean() * (1 / sigma2).mean()
+    assert nm.batch_norm_growth(batch) == pytest.approx(measured, rel=0.03)
+    assert nm.batch_norm_growth(1e7) == pytest.approx(np.pi / (np.pi - 1), rel=1e-5)
+
+
+def test_normalization_grid():
+    """Rows of plain lists; without normalization it is gradient_flow of the same weights."""
+    grid = nm.normalization_grid(rng=np.random.default_rng(0), batches=(4, 8), width=16, depth=10)
+    assert len(grid) == 4 * 4 * 2 * 2
+    for row in grid:
+        assert row["layer"] == [0, 5, 10] and len(row["forward"]) == len(row["backward"]) == 3
+        assert row["backward"][-1] == 0
+        if row["norm"] != "none" and row["activation"] == "identity":
+            assert abs(row["forward"][-1]) < 0.01
+
+
+@in_browser
+def test_the_explorable_of_norms_moves_and_is_right(tab, server):
+    """Each menu and the slider by keyboard; the curves drawn are the library's for that choice."""
+    figure = open_explorable(tab, server, "chapters/normalization/lesson.html", "norms")
+    grid = nm.normalization_grid(rng=np.random.default_rng(0))
+    rows = {(r["norm"], r["activation"], r["batch"], r["network"]): r for r in grid}
+    menus, slider = figure.locator("select"), figure.locator("input[type=range]")
+    assert menus.count() == 3 and slider.count() == 1
+    for norm, activation, batch, presses in (
+        ("layer", "tanh", "4", 3),
+        ("none", "sigmoid", "16", 1),
+        ("rms", "identity", "64", 2),
+    ):
+        for i, wanted in enumerate((norm, activation, batch)):
+            before = menus.nth(i).input_value()
+            menus.nth(i).focus()
+            tab.keyboard.type(wanted)
+            assert menus.nth(i).input_value() == wanted != before
+        before = slider.input_value()
+        slider.focus()
+        for _ in range(presses):
+            tab.keyboard.press("ArrowLeft")
+        assert slider.input_value() != before
+        depth = int(float(slider.input_value()))
+        seen = drawn(tab, "norms", "network", "layer", "forward", "relative")
+        assert {r["layer"] for r in seen} == set(range(0, depth + 1, 5))
+        for r in seen:
+            row = rows[norm, activation, int(batch), r["network"]]
+            k = row["layer"].index(r["layer"])
+            assert r["forward"] == pytest.approx(row["forward"][k], abs=1e-9)
+            assert r["relative"] == pytest.approx(row["backward"][k] - row["backward"][depth // 5], abs=1e-9)
+        assert figure.locator("text", has_text=f"signal after {depth} layers").count() == 1
+    assert tab.errors == [] and tab.outside == []

@@ -16,36 +16,37 @@ The layers keep from their last `forward` what `backward` needs: xhat and sigma.
 import numpy as np
 
 from ._validate import floating, lookup, positive_integer
+from .activations import activation as _activation
 from .backpropagation import Dense, _sum_to
 
 __all__ = [
     "NORMALIZATIONS", "BatchNorm", "GroupNorm", "LayerNorm", "RMSNorm", "WeightNormDense",
-    "normalization", "set_training",
+    "batch_norm_growth", "normalization", "normalization_grid", "normalized_factor", "set_training",
 ]  # fmt: skip
 
 
-def _standardize(x, axis, eps):
+def standardize(x, axis, eps):
     """xhat = (x - mean) / sigma, with sigma = sqrt(variance + eps), along `axis`; return both."""
     centered = x - x.mean(axis=axis, keepdims=True)
     sigma = np.sqrt((centered**2).mean(axis=axis, keepdims=True) + eps)  # np.var is not analytic
     return centered / sigma, sigma
 
 
-def _d_standardize(dxhat, xhat, sigma, axis):
+def d_standardize(dxhat, xhat, sigma, axis):
     """dL/dx = (dL/dxhat - mean(dL/dxhat) - xhat mean(dL/dxhat xhat)) / sigma: two projections.
 
     The chain rule gives the second term from dmean/dx_i = 1 / m, and the third from
     dsigma/dx_i = xhat_i / m, for m entries along `axis`. It is exact, whatever eps.
     """
-    return _remove_along(_remove_mean(dxhat, axis), xhat, axis) / sigma
+    return remove_along(remove_mean(dxhat, axis), xhat, axis) / sigma
 
 
-def _remove_mean(d, axis):
+def remove_mean(d, axis):
     """d - mean(d): shifting x changes nothing."""
     return d - d.mean(axis=axis, keepdims=True)
 
 
-def _remove_along(d, xhat, axis):
+def remove_along(d, xhat, axis):
     """d - xhat mean(d xhat): stretching x changes nothing. A projection where mean(xhat^2) = 1 (eps = 0)."""
     return d - xhat * (d * xhat).mean(axis=axis, keepdims=True)
 
@@ -125,7 +126,7 @@ class BatchNorm(_Normalization):
         if self.training:
             if x.shape[-2] < 2:
                 raise ValueError(f"x: got a batch of {x.shape[-2]}, expected at least 2 examples in training")
-            self.xhat, self.sigma = _standardize(x, axis=-2, eps=self.eps)
+            self.xhat, self.sigma = standardize(x, axis=-2, eps=self.eps)
             m, x = self.momentum, x.real  # a complex step must not leak into the statistics
             self.running_mean = (1 - m) * self.running_mean + m * x.mean(axis=-2)
             self.running_variance = (1 - m) * self.running_variance + m * x.var(axis=-2, ddof=1)
@@ -141,7 +142,7 @@ class BatchNorm(_Normalization):
         removed, and dL/dx = dxhat / sigma. See `Dense.backward` for the arguments.
         """
         dxhat = self._d_scale_and_shift(dy, self.xhat, weights)
-        return _d_standardize(dxhat, self.xhat, self.sigma, axis=-2) if self.coupled else dxhat / self.sigma
+        return d_standardize(dxhat, self.xhat, self.sigma, axis=-2) if self.coupled else dxhat / self.sigma
 
     def jacobian(self, before=None):
         """In evaluation dy/dx = diag(gamma / sigma), shape (..., 1, n, n); see `Dense.jacobian`.
@@ -180,7 +181,7 @@ class GroupNorm(_Normalization):
 
     def forward(self, x):
         """y = gamma xhat + beta: (..., batch, n) -> the same shape."""
-        self.xhat, self.sigma = _standardize(self._split(self._input(x)), axis=-1, eps=self.eps)
+        self.xhat, self.sigma = standardize(self._split(self._input(x)), axis=-1, eps=self.eps)
         return self._scale_and_shift(self._join(self.xhat))
 
     def backward(self, dy, *, weights=True):
@@ -189,7 +190,7 @@ class GroupNorm(_Normalization):
         The means are over the group. See `Dense.backward` for the arguments.
         """
         dxhat = self._d_scale_and_shift(dy, self._join(self.xhat), weights)
-        return self._join(_d_standardize(self._split(dxhat), self.xhat, self.sigma, axis=-1))
+        return self._join(d_standardize(self._split(dxhat), self.xhat, self.sigma, axis=-1))
 
     def jacobian(self, before=None):
         """dy/dx = (I - 1 1^T / m - xhat xhat^T / m) diag(gamma) / sigma in each group of m units.
@@ -199,7 +200,7 @@ class GroupNorm(_Normalization):
         """
         rows = np.eye(self.n, dtype=self.xhat.dtype) if before is None else before
         xhat, sigma = self.xhat[..., None, :, :], self.sigma[..., None, :, :]
-        rows = self._join(_d_standardize(self._split(rows), xhat, sigma, axis=-1))
+        rows = self._join(d_standardize(self._split(rows), xhat, sigma, axis=-1))
         return rows * self.parameters["gamma"][..., None, None, :]
 
     def _split(self, x):  # (..., n) -> (..., groups, n / groups)
@@ -251,12 +252,12 @@ class RMSNorm(_Normalization):
         See `Dense.backward` for the arguments.
         """
         dxhat = self._d_scale_and_shift(dy, self.xhat, weights)
-        return _remove_along(dxhat, self.xhat, axis=-1) / self.sigma
+        return remove_along(dxhat, self.xhat, axis=-1) / self.sigma
 
     def jacobian(self, before=None):
         """dy/dx = (I - xhat xhat^T / n) diag(gamma) / sigma, (..., batch, n, n); see `Dense.jacobian`."""
         rows = np.eye(self.n, dtype=self.xhat.dtype) if before is None else before
-        rows = _remove_along(rows, self.xhat[..., None, :], axis=-1) / self.sigma[..., None, :]
+        rows = remove_along(rows, self.xhat[..., None, :], axis=-1) / self.sigma[..., None, :]
         return rows * self.parameters["gamma"][..., None, None, :]
 
 
@@ -330,3 +331,101 @@ def set_training(layer, training):
         layer.training = training
     for part in (*getattr(layer, "layers", ()), *filter(None, [getattr(layer, "block", None)])):
         set_training(part, training)
+
+
+# Theory: the factor of the squared gradient per layer at the start
+
+
+def normalized_factor(activation, norm):
+    """E f'(y)^2 / Var f(y) for "batch", E f'(y)^2 / E f(y)^2 for "layer" and "rms", with y ~ N(0, 1).
+
+    The factor by which a layer f(norm(h W)) of a wide network multiplies the mean squared gradient,
+    whatever the variance of the weights; for "batch" with a large batch, where it is never below 1
+    (Gaussian Poincare inequality) and is 1 for straight lines alone.
+
+    Args:
+        activation: a name or an `Activation`.
+        norm: "batch", "layer" or "rms".
+
+    Returns:
+        A number, right to about 1e-6.
+
+    Source: for "batch" the large-batch case of Yang et al. (2019); both are derived in the lesson.
+    """
+    lookup("norm", norm, {"batch": 0, "layer": 0, "rms": 0})
+    f = _activation(activation)
+    y = np.arange(-12, 12, 1e-3) + 5e-4
+    bell = np.exp(-(y**2) / 2)
+    bell /= bell.sum()
+    mean = bell @ f.f(y) if norm == "batch" else 0.0
+    return float(bell @ f.df(y) ** 2 / (bell @ (f.f(y) - mean) ** 2))
+
+
+def batch_norm_growth(batch):
+    """Factor of the mean squared gradient per layer relu(batchnorm(h W)), for a batch of B examples.
+
+    (1/2 - (1 - p - r) / B) B / ((1/2 - r) (B - 3)), with the correlation c = -1 / (B - 1) of two
+    examples, p = 1/4 + arcsin(c) / (2 pi) the probability that both are active, and
+    r = (sqrt(1 - c^2) + c (pi - arccos c)) / (2 pi) the mean product of their activations.
+    For large B it is pi / (pi - 1) = 1.467. The width is much larger than B.
+
+    Args:
+        batch: B, at least 4, a number or an array; below 4 the mean is infinite.
+
+    Source: derived in the lab; the limit is that of Yang et al. (2019).
+    """
+    B = np.asarray(batch, float)
+    if not np.all(B >= 4):
+        raise ValueError(f"batch: got {batch}, expected at least 4: below, the mean is infinite")
+    c = -1 / (B - 1)
+    p = 1 / 4 + np.arcsin(c) / (2 * np.pi)
+    r = (np.sqrt(1 - c**2) + c * (np.pi - np.arccos(c))) / (2 * np.pi)
+    return ((1 / 2 - (1 - p - r) / B) * B / ((1 / 2 - r) * (B - 3)))[()]
+
+
+def normalization_grid(
+    *, rng, names=("relu", "tanh", "sigmoid", "identity"), batches=(4, 16, 64), width=64, depth=60, networks=2, every=5
+):
+    """Sizes of activations and gradients by layer: no normalization or one of three, activation, batch size.
+
+    The weights have the variance 1/width (2/width for relu), the input and the gradient at the last
+    layer are N(0, 1). The same random numbers serve all normalizations and activations.
+
+    Args:
+        rng: numpy Generator.
+        names: activation functions.
+        batches: batch sizes; the smaller batches are the first examples of the largest.
+        width, depth: units in each layer, and layers.
+        networks: how many for each choice.
+        every: the layers that are kept.
+
+    Returns:
+        A list of rows {"norm", "activation", "batch", "network", "layer", "forward", "backward"}: the last
+        three are lists over the layers. "forward" is log10 of the size of the activations, "backward" that
+        of the gradient over its size at the last layer.
+    """
+    from .backpropagation import Activate, Sequential
+    from .chain_rule import gradient_flow
+    from .initialization import initialize
+
+    kept = np.arange(0, depth + 1, every)
+    draws = initialize("lecun_normal", width, width, rng=rng, size=(depth, networks), dtype=np.float32)
+    x, dy = rng.standard_normal((2, networks, max(batches), width)).astype(np.float32)
+    rows = []
+    for norm in ("none", "batch", "layer", "rms"):
+        for name in names:
+            weights = draws * np.float32(2**0.5 if name == "relu" else 1)
+            for batch in batches:
+                blocks = []
+                for W in weights:
+                    norms = [] if norm == "none" else [normalization(norm, width, dtype=np.float32)]
+                    blocks.append(Sequential([Dense(W), *norms, Activate(name)]))
+                flow = gradient_flow(Sequential(blocks), x[:, :batch], dy=dy[:, :batch])
+                backward = flow.log10_gradient - flow.log10_gradient[:, -1:]
+                for k in range(networks):
+                    sizes = (np.round(a[k, kept], 2).tolist() for a in (flow.log10_activation, backward))
+                    rows.append(
+                        {"norm": norm, "activation": name, "batch": batch, "network": k, "layer": kept.tolist()}
+                        | dict(zip(("forward", "backward"), sizes))
+                    )
+    return rows
