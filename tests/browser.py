@@ -27,6 +27,26 @@ def open_explorable(tab, server, page, name):
     return figure
 
 
+def move(control, key, times=1):
+    """Move a slider or a menu by keyboard, which must change it; its value afterwards, a number where it is one."""
+    before = control.input_value()
+    for _ in range(times):
+        control.press(key)
+    after = control.input_value()
+    assert after != before
+    try:
+        return float(after)
+    except ValueError:
+        return after
+
+
+def choose(menu, option):
+    """Choose another option of a menu by typing its name."""
+    assert menu.input_value() != option
+    menu.press_sequentially(option)
+    assert menu.input_value() == option
+
+
 def drawn(tab, name, *fields):
     """The rows, with these fields, that an explorable's chart draws at this moment."""
     tab.wait_for_timeout(100)

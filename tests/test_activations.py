@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from browser import drawn, in_browser, open_explorable
+from browser import drawn, in_browser, move, open_explorable
 from vanishing import activations
 from vanishing.activations import ACTIVATIONS
 from vanishing.initialization import gain
@@ -263,16 +263,8 @@ def test_the_explorable_of_activations_moves_and_is_right(tab, server):
     assert (menu.count(), sliders.count()) == (1, 2)
     seen = set()
     for presses in (("ArrowDown", "ArrowRight", 3), ("ArrowDown", "ArrowLeft", 7), ("ArrowDown", "ArrowRight", 12)):
-        menu.focus()
-        tab.keyboard.press(presses[0])
-        for i in range(2):
-            before = sliders.nth(i).input_value()
-            sliders.nth(i).focus()
-            for _ in range(presses[2]):
-                tab.keyboard.press(presses[1])
-            assert sliders.nth(i).input_value() != before
-        a = SHOWN[menu.input_value()]
-        spread, depth = (float(sliders.nth(i).input_value()) for i in range(2))
+        a = SHOWN[move(menu, presses[0])]
+        spread, depth = (move(sliders.nth(i), *presses[1:]) for i in range(2))
         seen.add((a.name, spread, depth))
         for row in drawn(tab, "activation", "z", "value", "slope"):
             assert row["value"] == pytest.approx(a.f(row["z"]), abs=1e-3)

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from browser import drawn, in_browser, open_explorable
+import vanishing as vg
+from browser import drawn, in_browser, move, open_explorable
 from vanishing import backpropagation as bp
 
 ACTS = {"tanh": torch.tanh, "relu": torch.relu, "gelu": torch.nn.functional.gelu}
@@ -64,9 +65,9 @@ def test_network_agrees_with_finite_differences(method):
     x, labels = rng.standard_normal((5, 3)), np.array([0, 1, 1, 0, 1])
 
     def d_loss(x):
-        return net.backward(bp.d_cross_entropy(net.forward(x), labels))
+        return net.backward(vg.d_cross_entropy(net.forward(x), labels))
 
-    assert bp.gradcheck(lambda x: bp.cross_entropy(net.forward(x), labels), d_loss, x, method=method).ok
+    assert bp.gradcheck(lambda x: vg.cross_entropy(net.forward(x), labels), d_loss, x, method=method).ok
     d_loss(x)
     for key in ("0.0.W", "0.0.b", "1.W"):
         dense = net.layers[0].layers[0] if key.startswith("0") else net.layers[1]
@@ -74,7 +75,7 @@ def test_network_agrees_with_finite_differences(method):
 
         def loss(value, dense=dense, name=name):
             dense.parameters[name] = value
-            return bp.cross_entropy(net.forward(x), labels)
+            return vg.cross_entropy(net.forward(x), labels)
 
         report = bp.gradcheck(loss, net.gradients[key], p, method=method)
         dense.parameters[name] = p
@@ -162,12 +163,12 @@ def test_a_training_loop_learns():
     net, rng = make([2, 16, 2], size=(3,))
     x = rng.standard_normal((64, 2))
     labels = (x[:, 0] > x[:, 1]).astype(int)
-    first = bp.cross_entropy(net.forward(x), labels)
+    first = vg.cross_entropy(net.forward(x), labels)
     for _ in range(300):
-        net.backward(bp.d_cross_entropy(net.forward(x), labels))
+        net.backward(vg.d_cross_entropy(net.forward(x), labels))
         for key, p in net.parameters.items():
             p -= 0.5 * net.gradients[key]
-    assert first.shape == (3,) and np.all(bp.cross_entropy(net.forward(x), labels) < first / 10)
+    assert first.shape == (3,) and np.all(vg.cross_entropy(net.forward(x), labels) < first / 10)
 
 
 @repeat
@@ -178,7 +179,7 @@ def test_losses_agree_with_torch(batch, n, size):
     y, target = rng.standard_normal((2, *size, batch, n))
     labels = rng.integers(n, size=batch)
     for ours, ours_d, theirs in (
-        (bp.cross_entropy(y, labels), bp.d_cross_entropy(y, labels),
+        (vg.cross_entropy(y, labels), vg.d_cross_entropy(y, labels),
          lambda t: torch.nn.functional.cross_entropy(t, torch.tensor(labels))),
         (bp.mean_squared_error(y, target), bp.d_mean_squared_error(y, target), None),
     ):  # fmt: skip
@@ -197,7 +198,7 @@ def test_losses_agree_with_finite_differences(method):
     rng = np.random.default_rng(0)
     y, target, labels = rng.standard_normal((4, 3)), rng.standard_normal((4, 3)), np.array([0, 2, 1, 1])
     for f, df, name, t in (
-        (bp.cross_entropy, bp.d_cross_entropy, "labels", labels),
+        (vg.cross_entropy, vg.d_cross_entropy, "labels", labels),
         (bp.mean_squared_error, bp.d_mean_squared_error, "target", target),
     ):
         assert bp.gradcheck(partial(f, **{name: t}), partial(df, **{name: t}), y, method=method).ok
@@ -206,8 +207,8 @@ def test_losses_agree_with_finite_differences(method):
 def test_cross_entropy_of_huge_logits():
     """A naive softmax overflows here."""
     logits = np.array([[1e4, 0], [0, 1e4]])
-    assert bp.cross_entropy(logits, np.array([0, 0])) == 5e3
-    np.testing.assert_array_equal(bp.d_cross_entropy(logits, np.array([0, 0])), [[0, 0], [-0.5, 0.5]])
+    assert vg.cross_entropy(logits, np.array([0, 0])) == 5e3
+    np.testing.assert_array_equal(vg.d_cross_entropy(logits, np.array([0, 0])), [[0, 0], [-0.5, 0.5]])
 
 
 @pytest.mark.parametrize("method, bar", [("central", 1e-7), ("complex", 1e-12)])
@@ -281,9 +282,9 @@ def test_difference_bench_has_the_errors_of_the_textbook():
         (lambda: bp.Dense(np.ones((3, 2))).forward(np.ones(3)), ValueError, r"x: got shape \(3,\)"),
         (lambda: bp.Activate("tahn"), ValueError, "Did you mean 'tanh'"),
         (lambda: bp.mlp([3], activation="tanh", init="zeros", rng=np.random.default_rng(0)), ValueError, r"widths: got \[3\]"),
-        (lambda: bp.cross_entropy(np.ones((2, 3)), np.array([0, 3])), ValueError, "labels: got 0 ... 3, expected 0 ... 2"),
-        (lambda: bp.cross_entropy(np.ones((2, 3)), np.array([0.0, 1.0])), TypeError, "labels: got an array of float64"),
-        (lambda: bp.cross_entropy(np.ones((2, 3)), np.array([0])), ValueError, r"labels: got shape \(1,\)"),
+        (lambda: vg.cross_entropy(np.ones((2, 3)), np.array([0, 3])), ValueError, "labels: got 0 ... 3, expected 0 ... 2"),
+        (lambda: vg.cross_entropy(np.ones((2, 3)), np.array([0.0, 1.0])), TypeError, "labels: got an array of float64"),
+        (lambda: vg.cross_entropy(np.ones((2, 3)), np.array([0])), ValueError, r"labels: got shape \(1,\)"),
     ],
 )  # fmt: skip
 def test_bad_input(call, error, message):
@@ -300,16 +301,13 @@ def test_the_bench_moves_and_is_right(tab, server):
     menus, sliders = figure.locator("select"), figure.locator("input[type=range]")
     assert (menus.count(), sliders.count()) == (2, 2)
     visited = set()
-    for presses in (("ArrowUp", "ArrowLeft"), ("ArrowDown", "ArrowLeft"), ("ArrowDown", "ArrowRight")):
-        for controls, press in zip((menus, sliders), presses):
-            for i in range(2):
-                before = controls.nth(i).input_value()
-                controls.nth(i).focus()
-                tab.keyboard.press(press)
-                moved = controls.nth(i).input_value() != before
-                assert moved or (controls is menus and i == 1 and press == "ArrowDown")  # the last of two
-        formula, precision = (menus.nth(i).input_value() for i in range(2))
-        step, distance = (float(sliders.nth(i).input_value()) for i in range(2))
+    for first, second, side in (
+        ("ArrowUp", "ArrowUp", "ArrowLeft"),
+        ("ArrowDown", "ArrowDown", "ArrowLeft"),
+        ("ArrowDown", "ArrowUp", "ArrowRight"),
+    ):
+        formula, precision = move(menus.nth(0), first), move(menus.nth(1), second)
+        step, distance = (move(sliders.nth(i), side) for i in range(2))
         visited.add((formula, precision, distance))
         seen = {row["step"]: row["error"] for row in drawn(tab, "bench", "step", "error")}
         row = grid[formula, precision, distance]

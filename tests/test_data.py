@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from vanishing import backpropagation as bp
+import vanishing as vg
 from vanishing.data import adding_problem, characters, copy_task, digits, digits_sequence
 
 repeat = settings(derandomize=True, max_examples=25, deadline=None)
@@ -121,7 +121,7 @@ def test_copy_task_statistics():
     write = np.arange(T + 2 * length) >= T + length
     logits = logits.reshape(*target.shape, -1)
     logits[:, ~write, symbols] = logits[:, write, :symbols] = 0
-    loss = bp.cross_entropy(logits.reshape(target.size, -1), target.ravel())
+    loss = vg.cross_entropy(logits.reshape(target.size, -1), target.ravel())
     assert loss == pytest.approx(length * np.log(symbols) / (T + 2 * length))
 
 

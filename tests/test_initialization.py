@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from browser import drawn, in_browser, open_explorable
+from browser import choose, drawn, in_browser, move, open_explorable
 from vanishing import backpropagation as bp
 from vanishing.activations import ACTIVATIONS
 from vanishing.initialization import (
@@ -303,17 +303,10 @@ def test_the_explorable_of_gains_moves_and_is_right(tab, server):
     sliders, menu = figure.locator("input[type=range]"), figure.locator("select")
     assert sliders.count() == 2 and menu.count() == 1
     for name, key, presses in (("tanh", "ArrowRight", 4), ("gelu", "ArrowLeft", 2), ("sigmoid", "ArrowRight", 1)):
-        menu.focus()
-        before = menu.input_value()
-        tab.keyboard.type(name)
-        assert menu.input_value() == name != before
-        for i in range(2):
-            before = sliders.nth(i).input_value()
-            sliders.nth(i).focus()
-            for _ in range(presses):
-                tab.keyboard.press("ArrowLeft" if i == 1 and key == "ArrowRight" and float(before) == 40 else key)
-            assert sliders.nth(i).input_value() != before
-        gain_now, depth = (float(sliders.nth(i).input_value()) for i in range(2))
+        choose(menu, name)
+        at_the_end = float(sliders.nth(1).input_value()) == 40
+        gain_now = move(sliders.nth(0), key, presses)
+        depth = move(sliders.nth(1), "ArrowLeft" if at_the_end else key, presses)
         seen = drawn(tab, "gains", "network", "layer", "forward", "relative")
         assert {r["layer"] for r in seen} == set(np.arange(0, depth + 1, 4))
         for r in seen:
@@ -346,13 +339,8 @@ def test_the_explorable_of_phases_moves_and_is_right(tab, server):
 
     right((1.0, 0.0625))
     for key, presses in (("ArrowRight", 4), ("ArrowRight", 3), ("ArrowLeft", 2)):
-        for i in range(2):
-            before = sliders.nth(i).input_value()
-            sliders.nth(i).focus()
-            for _ in range(presses):
-                tab.keyboard.press(key)
-            assert sliders.nth(i).input_value() != before
-        right(tuple(float(sliders.nth(i).input_value()) for i in (1, 0)))  # bias, weight
+        weight, bias = (move(sliders.nth(i), key, presses) for i in range(2))
+        right((bias, weight))
     before = [sliders.nth(i).input_value() for i in range(2)]
     cells = figure.locator(".mark-rect path")
     cells.nth(8 * 31 - 3).click(force=True)

@@ -13,7 +13,8 @@ import pytest
 
 import vanishing as vg
 from browser import drawn, in_browser, open_explorable
-from vanishing import live
+from vanishing import activations, live
+from vanishing import panel as bench  # the module; a panel is what it makes
 from vanishing.live import MENUS, Settings, train
 
 SMALL = {"depth": 2, "width": 8, "steps": 3}
@@ -100,8 +101,8 @@ def test_saturation_is_a_slope_below_a_tenth_of_the_largest(data):
     }
     assert np.all(share["identity"] == 0) and np.all(share["sigmoid"] > 0.5)
     assert np.all((0.2 < share["relu"]) & (share["relu"] < 0.8))
-    assert live.largest_slope("sigmoid") == 0.25 and live.largest_slope("tanh") == 1
-    assert 1.08 < live.largest_slope("gelu") < 1.14
+    sigmoid, tanh, gelu = (activations.largest_slope(vg.ACTIVATIONS[name]) for name in ("sigmoid", "tanh", "gelu"))
+    assert sigmoid == 0.25 and tanh == 1 and 1.08 < gelu < 1.14
 
 
 def test_divergence_ends_the_run_with_a_record_of_it(data):
@@ -109,7 +110,7 @@ def test_divergence_ends_the_run_with_a_record_of_it(data):
     last = records[-1]
     assert last.diverged and 1 < last.step < 500 and not any(r.diverged for r in records[:-1])
     assert "inf or nan" in str(last)
-    live.figure(records)
+    bench.figure(records)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_recorded_runs_are_the_panels(data):
 
 def test_the_figure_has_four_labelled_panels_and_leaves_zeros_out(data):
     records = run(data, **SMALL | {"init": "zeros"})
-    picture = live.figure(records, previous=run(data, **SMALL))
+    picture = bench.figure(records, previous=run(data, **SMALL))
     assert len(picture.axes) == 4
     for axes in picture.axes:
         assert axes.get_title() and axes.get_xlabel() and axes.get_ylabel() and axes.get_legend()
@@ -164,13 +165,13 @@ def test_training_needs_neither_widgets_nor_matplotlib():
 # The panel. There is no browser here: `echo` does what the browser does.
 
 
-PNG = live._png
+PNG = bench._png
 
 
 @pytest.fixture
 def panel(monkeypatch):
-    monkeypatch.setattr(live, "MOMENT", 0.0)  # one record a moment
-    monkeypatch.setattr(live, "_png", lambda *_: "")  # drawing is the slow part
+    monkeypatch.setattr(bench, "MOMENT", 0.0)  # one record a moment
+    monkeypatch.setattr(bench, "_png", lambda *_: "")  # drawing is the slow part
     panel = vg.bench(steps=50, depth=2, width=8)
     panel.broken = False  # a test that breaks a callback says so
     yield panel
@@ -196,8 +197,8 @@ def finish(panel):
 
 
 def test_a_run_from_its_start_to_its_end(panel, monkeypatch):
-    monkeypatch.setattr(live, "_png", PNG)
-    monkeypatch.setattr(live, "REDRAW", 0.0)
+    monkeypatch.setattr(bench, "_png", PNG)
+    monkeypatch.setattr(bench, "REDRAW", 0.0)
     assert "Press Run" in panel.message.value and panel.stop.disabled
     press(panel)
     assert panel.running and panel.start.disabled and all(c.disabled for c in panel.controls.values())
@@ -215,7 +216,7 @@ def test_a_run_from_its_start_to_its_end(panel, monkeypatch):
 
 @pytest.mark.parametrize("menu", MENUS)
 def test_every_choice_of_the_panel_runs(panel, monkeypatch, menu):
-    monkeypatch.setattr(live, "MOMENT", 1.0)
+    monkeypatch.setattr(bench, "MOMENT", 1.0)
     assert list(panel.controls[menu].options) == list(MENUS[menu])
     for choice in MENUS[menu]:
         panel.controls[menu].value = choice
@@ -225,7 +226,7 @@ def test_every_choice_of_the_panel_runs(panel, monkeypatch, menu):
         assert "Done" in panel.message.value
 
 
-@pytest.mark.parametrize("name", [*live.RANGES, *live.DECADES])
+@pytest.mark.parametrize("name", [*bench.RANGES, *bench.DECADES])
 def test_a_slider_reaches_the_run_and_cannot_leave_its_range(panel, monkeypatch, name):
     asked = []
 
@@ -233,8 +234,8 @@ def test_a_slider_reaches_the_run_and_cannot_leave_its_range(panel, monkeypatch,
         asked.append(getattr(settings, name))
         yield live.Record(1, 1.0, 0.1, np.ones(3), np.zeros(2), np.ones(3))
 
-    monkeypatch.setattr(live, "train", one_step)
-    low, high = live.RANGES[name][:2] if name in live.RANGES else (10.0**k for k in live.DECADES[name])
+    monkeypatch.setattr(bench, "train", one_step)
+    low, high = bench.RANGES[name][:2] if name in bench.RANGES else (10.0**k for k in bench.DECADES[name])
     for wanted in (low, high, 10**9, -5):
         panel.controls[name].value = wanted
         press(panel)
@@ -275,13 +276,13 @@ def test_a_broken_callback_is_shown_in_the_panel(panel, monkeypatch):
         raise RuntimeError("a <broken> callback")
         yield
 
-    monkeypatch.setattr(live, "train", broken)
+    monkeypatch.setattr(bench, "train", broken)
     press(panel)
     panel.broken = True
     assert isinstance(panel.error, RuntimeError) and not panel.running
     assert "RuntimeError: a &lt;broken&gt; callback" in panel.message.value and 'role="alert"' in panel.message.value
     assert "test_live.py" in panel.message.value, "it says where"
-    monkeypatch.setattr(live, "train", train)
+    monkeypatch.setattr(bench, "train", train)
     press(panel)
     finish(panel)
     assert panel.error is None and "Done" in panel.message.value
@@ -330,7 +331,7 @@ def test_what_bench_refuses():
 def test_every_control_explains_itself(panel):
     for name, control in panel.controls.items():
         tip = control.tooltip if control.has_trait("tooltip") else control.description_tooltip
-        assert tip == live.CONTROLS[name][1] and tip in panel.box.children[-1].value
+        assert tip == bench.CONTROLS[name][1] and tip in panel.box.children[-1].value
     assert all(button.tooltip for button in (panel.start, panel.stop, panel.reset))
 
 

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import vanishing as vg
 from vanishing import backpropagation as bp
 from vanishing import mini_batch as mb
 
@@ -47,7 +48,7 @@ def test_per_example_gradients_agree_with_torch(size):
     net, x, labels = network(size)
 
     def d_loss(y, i):
-        return bp.d_cross_entropy(y, labels[i])
+        return vg.d_cross_entropy(y, labels[i])
 
     each = mb.batch_gradients(net, x, d_loss, mb.batches(12, 1, shuffle=False))
     parameters = {k: torch.tensor(p, requires_grad=True) for k, p in net.parameters.items()}
@@ -65,7 +66,7 @@ def test_the_batch_gradient_is_the_mean_of_its_parts():
     net, x, labels = network()
 
     def d_loss(y, i):
-        return bp.d_cross_entropy(y, labels[i])
+        return vg.d_cross_entropy(y, labels[i])
 
     order = list(mb.batches(12, 4, rng=np.random.default_rng(2)))
     each = mb.batch_gradients(net, x, d_loss, mb.batches(12, 1, shuffle=False))

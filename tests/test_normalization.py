@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from browser import drawn, in_browser, open_explorable
+import vanishing as vg
+from browser import choose, drawn, in_browser, move, open_explorable
 from vanishing import backpropagation as bp
 from vanishing import normalization as nm
 
@@ -273,12 +274,12 @@ def test_mlp_with_norm():
 
     x = rng.standard_normal((64, 3))
     labels = (x[:, 0] > x[:, 1]).astype(int)
-    first = bp.cross_entropy(net.forward(x), labels)
+    first = vg.cross_entropy(net.forward(x), labels)
     for _ in range(200):
-        net.backward(bp.d_cross_entropy(net.forward(x), labels))
+        net.backward(vg.d_cross_entropy(net.forward(x), labels))
         for key, p in net.parameters.items():
             p -= 0.5 * net.gradients[key]
-    assert np.all(bp.cross_entropy(net.forward(x), labels) < first / 10)
+    assert np.all(vg.cross_entropy(net.forward(x), labels) < first / 10)
     nm.set_training(net, False)
     alone = np.concatenate([net.forward(x[i : i + 1]) for i in range(4)], axis=-2)
     np.testing.assert_allclose(alone, net.forward(x)[:, :4], rtol=1e-10)
@@ -381,16 +382,8 @@ def test_the_explorable_of_norms_moves_and_is_right(tab, server):
         ("rms", "identity", "64", 2),
     ):
         for i, wanted in enumerate((norm, activation, batch)):
-            before = menus.nth(i).input_value()
-            menus.nth(i).focus()
-            tab.keyboard.type(wanted)
-            assert menus.nth(i).input_value() == wanted != before
-        before = slider.input_value()
-        slider.focus()
-        for _ in range(presses):
-            tab.keyboard.press("ArrowLeft")
-        assert slider.input_value() != before
-        depth = int(float(slider.input_value()))
+            choose(menus.nth(i), wanted)
+        depth = int(move(slider, "ArrowLeft", presses))
         seen = drawn(tab, "norms", "network", "layer", "forward", "relative")
         assert {r["layer"] for r in seen} == set(range(0, depth + 1, 5))
         for r in seen:

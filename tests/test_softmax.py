@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from browser import drawn, in_browser, open_explorable
+from browser import drawn, in_browser, move, open_explorable
 from vanishing import backpropagation as bp
 
 sm = importlib.import_module("vanishing.softmax")  # vg.softmax is the function
@@ -111,8 +111,8 @@ def test_saturation_keeps_its_digits():
     np.testing.assert_allclose(sm.log_softmax(z), log_p, rtol=1e-14)
     np.testing.assert_allclose(sm.softmax_jacobian(z), J, rtol=1e-14)
     np.testing.assert_allclose(sm.d_softmax(z, dy), dz, rtol=1e-14)
-    np.testing.assert_allclose(bp.cross_entropy(z[None], np.array([0])), loss, rtol=1e-14)
-    np.testing.assert_allclose(bp.d_cross_entropy(z[None], np.array([0]))[0], d_loss, rtol=1e-14)
+    np.testing.assert_allclose(sm.cross_entropy(z[None], np.array([0])), loss, rtol=1e-14)
+    np.testing.assert_allclose(sm.d_cross_entropy(z[None], np.array([0]))[0], d_loss, rtol=1e-14)
 
 
 @pytest.mark.parametrize("name", ["softmax", "sparsemax"])
@@ -130,8 +130,8 @@ def test_masked_and_huge_scores(name):
 def test_masked_class_in_the_loss():
     """A logit of -inf for another class: 0 times -inf is nan in the plain formula."""
     logits, labels = np.array([[1.0, -np.inf, 0.0]]), np.array([0])
-    np.testing.assert_allclose(bp.cross_entropy(logits, labels), np.log1p(np.exp(-1)), rtol=1e-14)
-    assert bp.d_cross_entropy(logits, labels)[0, 1] == 0
+    np.testing.assert_allclose(sm.cross_entropy(logits, labels), np.log1p(np.exp(-1)), rtol=1e-14)
+    assert sm.d_cross_entropy(logits, labels)[0, 1] == 0
 
 
 def test_uniform_output_divides_the_gradient_by_n():
@@ -273,6 +273,18 @@ def test_a_stack_of_layers_with_a_remedy_agrees_with_torch(remedy):
     np.testing.assert_allclose(decay, sizes - sizes[..., :1], atol=1e-6)  # -inf where sparsemax passes nothing
 
 
+def test_the_jacobian_of_skips_is_what_backward_multiplies_by():
+    """Sequential's own product, which Skips would inherit, leaves the skips out."""
+    rng = np.random.default_rng(0)
+    net = sm.softmax_stack("skip", 4, 5, rng=rng, gain=3.0, size=(2,))
+    x, dy = rng.standard_normal((2, 2, 3, 4))
+    net.forward(x)
+    dx = net.backward(dy)
+    np.testing.assert_allclose(np.einsum("ebij,ebj->ebi", net.jacobian(), dy), dx, rtol=1e-12)
+    before = rng.standard_normal((2, 3, 2, 4))
+    np.testing.assert_allclose(net.jacobian(before), before @ net.jacobian(), rtol=1e-12)
+
+
 def test_the_decay_of_a_stack_follows_the_law():
     """-ln n + (ln 2 + psi((n - 1) / 2)) / 2 + ln(gain / sqrt n) per layer, at a small gain, where output is even."""
     from vanishing import chain_rule as cr
@@ -339,13 +351,7 @@ def test_the_explorable_of_three_scores_moves_and_is_right(tab, server):
     sliders = figure.locator("input[type=range]")
     assert sliders.count() == 4
     for key, times in (("ArrowRight", 7), ("ArrowLeft", 11), ("ArrowRight", 3)):
-        for i in range(4):
-            before = sliders.nth(i).input_value()
-            sliders.nth(i).focus()
-            for _ in range(times + i):
-                tab.keyboard.press(key)
-            assert sliders.nth(i).input_value() != before
-        *z, T = (float(sliders.nth(i).input_value()) for i in range(4))
+        *z, T = (move(sliders.nth(i), key, times + i) for i in range(4))
         p, J = sm.softmax(np.array(z), temperature=T), sm.softmax_jacobian(np.array(z), temperature=T)
         for row in drawn(tab, "scores", "i", "j", "p", "entry"):
             assert row["p"] == pytest.approx(p[row["i"]], abs=1e-9)
@@ -369,12 +375,8 @@ def test_the_explorable_of_remedies_moves_and_is_right(tab, server):
         (0, "ArrowDown", 2),
         (1, "ArrowUp", 2),
     ):
-        for control, press in ((menus.nth(menu), key), (slider, "ArrowLeft")):
-            before = control.input_value()
-            control.focus()
-            for _ in range(times):
-                tab.keyboard.press(press)
-            assert control.input_value() != before
+        move(menus.nth(menu), key, times)
+        move(slider, "ArrowLeft", times)
         remedy, n, gain = (menus.nth(i).input_value() for i in range(3))
         depth, want = int(slider.input_value()), (remedy, int(n), float(gain))
         (row,) = [r for r in grid if (r["remedy"], r["n"], r["gain"]) == want]

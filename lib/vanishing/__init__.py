@@ -15,8 +15,6 @@ from .backpropagation import (
     Dense,
     Sequential,
     central_difference,
-    cross_entropy,
-    d_cross_entropy,
     d_mean_squared_error,
     gradcheck,
     mean_squared_error,
@@ -52,6 +50,8 @@ from .softmax import (
     Attention,
     Skips,
     Softmax,
+    cross_entropy,
+    d_cross_entropy,
     d_log_softmax,
     d_softmax,
     d_sparsemax,
@@ -72,7 +72,7 @@ from .sweep import Sweep, SweepError, sweep
 _LATER = {
     "Explorable": "explorable",
     "band": "figures",
-    "bench": "live",
+    "bench": "panel",
     "lines": "figures",
     "style": "figures",
     "claim": "ledger",
@@ -85,7 +85,7 @@ _LATER = {
     "expects": "exercises",
     "rejects": "exercises",
 }
-_MODULES = ("exercises", "explorable", "figures", "ledger", "live")
+_MODULES = ("exercises", "explorable", "figures", "ledger", "live", "panel")
 
 __all__ = sorted({name for name in dir() if not name.startswith("_")} - {"importlib"} | _LATER.keys() | set(_MODULES))
 

@@ -19,6 +19,7 @@ __all__ = [
     "softsign", "d_softsign", "relu", "d_relu", "leaky_relu", "d_leaky_relu", "elu", "d_elu",
     "selu", "d_selu", "gelu", "d_gelu", "silu", "d_silu", "softplus", "d_softplus", "d2_softplus",
     "activation_grid", "born_dead", "flat_share", "gaussian_mean", "hermite_shares", "kept_factor",
+    "largest_slope",
 ]  # fmt: skip
 
 # Klambauer et al. (2017), eq. 14: the pair that makes mean 0, variance 1 a fixed point.
@@ -332,12 +333,14 @@ def hermite_shares(activation, spread, degrees=4):
     return a**2 / gaussian_mean(lambda xi: activation.f(spread * xi) ** 2, 1.0)
 
 
-def flat_share(activation, spread, below=0.1):
-    """P(|f'(z)| < below max |f'|), z ~ N(0, spread^2): the share of units that one calls saturated.
+def largest_slope(activation):
+    """max |f'(z)| on -20 ... 20, of an `Activation`."""
+    return np.abs(activation.df(np.linspace(-20, 20, 40001))).max()
 
-    The largest slope is looked for on -20 ... 20.
-    """
-    steepest = np.abs(activation.df(np.linspace(-20, 20, 40001))).max()
+
+def flat_share(activation, spread, below=0.1):
+    """P(|f'(z)| < below max |f'|), z ~ N(0, spread^2): the share of units that one calls saturated."""
+    steepest = largest_slope(activation)
     return gaussian_mean(lambda z: (np.abs(activation.df(z)) < below * steepest) * 1.0, spread)
 
 
@@ -372,17 +375,10 @@ def activation_grid(spreads=tuple(k / 10 for k in range(1, 81))):
     z, spreads = np.linspace(-6, 6, 121), np.asarray(spreads)
 
     def row(a):
-        steepest = np.abs(a.df(np.linspace(-20, 20, 40001))).max()
-
-        def of_slope(z):
-            slope = a.df(z)  # once for both
-            return np.stack([slope**2, np.abs(slope) < 0.1 * steepest])
-
-        slope_square, flat = gaussian_mean(of_slope, spreads)
-        gain = spreads / np.sqrt(gaussian_mean(lambda z: a.f(z) ** 2, spreads))
         columns = {
-            "z": z, "f": a.f(z), "df": a.df(z), "spread": spreads, "gain": gain,
-            "decades": np.log10(gain**2 * slope_square) / 2, "flat": 100 * flat,
+            "z": z, "f": a.f(z), "df": a.df(z), "spread": spreads,
+            "gain": spreads / np.sqrt(gaussian_mean(lambda z: a.f(z) ** 2, spreads)),
+            "decades": np.log10(kept_factor(a, spreads)) / 2, "flat": 100 * flat_share(a, spreads),
         }  # fmt: skip
         return {"name": a.name} | {name: np.round(column, 4).tolist() for name, column in columns.items()}
 

@@ -21,11 +21,10 @@ import numpy as np
 from . import activations
 from ._validate import floating, lookup, positive_integer
 from .initialization import initialize
-from .softmax import log_softmax
 
 __all__ = [
-    "Activate", "Dense", "GradCheck", "Sequential", "central_difference", "cross_entropy", "d_cross_entropy",
-    "d_mean_squared_error", "difference_bench", "gradcheck", "mean_squared_error", "mlp",
+    "Activate", "Dense", "GradCheck", "Sequential", "central_difference", "d_mean_squared_error",
+    "difference_bench", "gradcheck", "mean_squared_error", "mlp",
 ]  # fmt: skip
 
 
@@ -208,41 +207,6 @@ def mlp(
         hidden.append(residuals.residual(residual, block, size=size) if skip else block)
     last = denses[-1] if output_activation is None else Sequential([denses[-1], Activate(output_activation)])
     return Sequential([*hidden, last])
-
-
-def cross_entropy(logits, labels):
-    """L = -mean over the batch of ln p[label], with p = softmax(logits).
-
-    Args:
-        logits: shape (..., batch, classes).
-        labels: integers in 0 ... classes - 1, shape (batch,) or (..., batch).
-
-    Returns:
-        Loss of each network, shape (...).
-    """
-    logits, target = _one_hot(logits, labels)
-    return -np.where(target, log_softmax(logits), 0).sum(axis=-1).mean(axis=-1)
-
-
-def d_cross_entropy(logits, labels):
-    """dL/dlogits = (p - onehot(label)) / batch, the shape of the logits."""
-    logits, target = _one_hot(logits, labels)
-    log_p = log_softmax(logits)
-    # p - 1 as expm1(ln p): where p rounds to 1 the gradient is small, not 0.
-    return np.where(target, np.expm1(log_p), np.exp(log_p)) / logits.shape[-2]
-
-
-def _one_hot(logits, labels):
-    """Return checked logits, and where the label is each class, both (..., batch, classes)."""
-    logits, labels = floating(logits, "logits"), np.asarray(labels)
-    classes = logits.shape[-1]
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise TypeError(f"labels: got an array of {labels.dtype}, expected integers")
-    if logits.ndim < 2 or labels.shape[-1:] != logits.shape[-2:-1]:
-        raise ValueError(f"labels: got shape {labels.shape}, expected (..., batch) for logits of shape {logits.shape}")
-    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
-        raise ValueError(f"labels: got {labels.min()} ... {labels.max()}, expected 0 ... {classes - 1}")
-    return logits, labels[..., None] == np.arange(classes)
 
 
 def mean_squared_error(y, target):

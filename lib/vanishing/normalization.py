@@ -17,7 +17,9 @@ import numpy as np
 
 from ._validate import floating, lookup, positive_integer
 from .activations import activation as _activation
-from .backpropagation import Dense, _sum_to
+from .backpropagation import Activate, Dense, Sequential, _sum_to
+from .chain_rule import gradient_flow
+from .initialization import initialize
 
 __all__ = [
     "NORMALIZATIONS", "BatchNorm", "GroupNorm", "LayerNorm", "RMSNorm", "WeightNormDense",
@@ -404,10 +406,6 @@ def normalization_grid(
         three are lists over the layers. "forward" is log10 of the size of the activations, "backward" that
         of the gradient over its size at the last layer.
     """
-    from .backpropagation import Activate, Sequential
-    from .chain_rule import gradient_flow
-    from .initialization import initialize
-
     kept = np.arange(0, depth + 1, every)
     draws = initialize("lecun_normal", width, width, rng=rng, size=(depth, networks), dtype=np.float32)
     x, dy = rng.standard_normal((2, networks, max(batches), width)).astype(np.float32)

@@ -9,10 +9,14 @@ Everything starts from z - max(z): probabilities ignore a shift, and no exponent
 
 import numpy as np
 
+from . import normalization, residuals
 from ._validate import floating, generator, lookup
+from .backpropagation import Activate, Dense, Sequential, _sum_to
+from .chain_rule import gradient_flow
+from .initialization import initialize
 
 __all__ = [
-    "REMEDIES", "Attention", "Skips", "Softmax", "d_log_softmax", "d_softmax", "d_sparsemax", "gradient_decay",
+    "REMEDIES", "Attention", "Skips", "Softmax", "cross_entropy", "d_cross_entropy", "d_log_softmax", "d_softmax", "d_sparsemax", "gradient_decay",
     "log_softmax", "remedy_grid", "softmax", "softmax_jacobian", "softmax_stack", "softmax_vjp", "sparsemax",
     "sparsemax_jacobian",
 ]  # fmt: skip
@@ -88,6 +92,41 @@ def d_log_softmax(z, dy, axis=-1, *, temperature=1.0):
     """dL/dz_i = (dy_i - p_i sum_j dy_j) / T, with dy = dL/d(ln p)."""
     p = softmax(z, axis, temperature=temperature)
     return (dy - p * np.sum(dy, axis=axis, keepdims=True)) / _temperature(temperature, p, axis)
+
+
+def cross_entropy(logits, labels):
+    """L = -mean over the batch of ln p[label], with p = softmax(logits).
+
+    Args:
+        logits: shape (..., batch, classes).
+        labels: integers in 0 ... classes - 1, shape (batch,) or (..., batch).
+
+    Returns:
+        Loss of each network, shape (...).
+    """
+    logits, target = _one_hot(logits, labels)
+    return -np.where(target, log_softmax(logits), 0).sum(axis=-1).mean(axis=-1)
+
+
+def d_cross_entropy(logits, labels):
+    """dL/dlogits = (p - onehot(label)) / batch, the shape of the logits."""
+    logits, target = _one_hot(logits, labels)
+    log_p = log_softmax(logits)
+    # p - 1 as expm1(ln p): where p rounds to 1 the gradient is small, not 0.
+    return np.where(target, np.expm1(log_p), np.exp(log_p)) / logits.shape[-2]
+
+
+def _one_hot(logits, labels):
+    """Return checked logits, and where the label is each class, both (..., batch, classes)."""
+    logits, labels = floating(logits, "logits"), np.asarray(labels)
+    classes = logits.shape[-1]
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(f"labels: got an array of {labels.dtype}, expected integers")
+    if logits.ndim < 2 or labels.shape[-1:] != logits.shape[-2:-1]:
+        raise ValueError(f"labels: got shape {labels.shape}, expected (..., batch) for logits of shape {logits.shape}")
+    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"labels: got {labels.min()} ... {labels.max()}, expected 0 ... {classes - 1}")
+    return logits, labels[..., None] == np.arange(classes)
 
 
 def sparsemax(z, axis=-1, *, temperature=1.0):
@@ -166,7 +205,7 @@ REMEDIES = (
 )  # fmt: skip
 
 
-class Skips:
+class Skips(Sequential):
     """h_l = layers[l](h_{l-1}) + h_{l-2} from the third layer on: each softmax is added to a later one.
 
     The first two layers stand alone: the earliest output that is added again is the first layer's own.
@@ -174,9 +213,6 @@ class Skips:
     Args:
         layers: a list of layers with as many outputs as inputs.
     """
-
-    def __init__(self, layers):
-        self.layers = list(layers)
 
     def forward(self, x):
         """(..., batch, n) -> the same shape."""
@@ -195,13 +231,13 @@ class Skips:
                 self.g[i - 1] = self.g[i - 1] + self.g[i + 1]
         return self.g[0]
 
-    @property
-    def parameters(self):
-        return {f"{i}.{k}": p for i, layer in enumerate(self.layers) for k, p in layer.parameters.items()}
-
-    @property
-    def gradients(self):
-        return {f"{i}.{k}": g for i, layer in enumerate(self.layers) for k, g in layer.gradients.items()}
+    def jacobian(self, before=None):
+        """dh_L/dx from P_l = P_{l-1} J_l + P_{l-2}, shape (..., batch, n, n); see `Dense.jacobian`."""
+        P = [before]
+        for i, layer in enumerate(self.layers):
+            J = layer.jacobian(P[-1])
+            P.append(J + P[-2] if i > 1 else J)
+        return P[-1]
 
 
 def softmax_stack(remedy, n, depth, *, rng, gain=1.0, size=(), dtype=float):
@@ -231,10 +267,6 @@ def softmax_stack(remedy, n, depth, *, rng, gain=1.0, size=(), dtype=float):
     Returns:
         Sequential with one block for each layer, or `Skips`.
     """
-    from . import normalization, residuals  # these import this module
-    from .backpropagation import Activate, Dense, Sequential
-    from .initialization import initialize
-
     lookup("remedy", remedy, dict.fromkeys(REMEDIES))
 
     def layer():
@@ -264,8 +296,6 @@ def gradient_decay(net, x, *, rng):
         Shape (..., depth + 1); the last entry is what reaches the input. Sizes are root mean
         squares over batch and units; -inf where nothing arrives.
     """
-    from .chain_rule import gradient_flow
-
     if isinstance(net, Skips):
         net.backward(generator(rng).standard_normal(net.forward(x).shape), weights=False)
         with np.errstate(divide="ignore"):
@@ -352,18 +382,13 @@ class Attention:
         dx = 0.0
         for (name, W), d in zip(self.parameters.items(), down):
             if weights:
-                gradient = np.swapaxes(self.x, -1, -2) @ d
-                gradient = gradient.sum(axis=tuple(range(gradient.ndim - W.ndim)))
-                shared = tuple(i for i, m in enumerate(W.shape[:-2]) if m == 1)
-                self.gradients[name] = gradient.sum(axis=shared, keepdims=True)
+                self.gradients[name] = _sum_to(np.swapaxes(self.x, -1, -2) @ d, W.shape)
             dx = dx + d @ np.swapaxes(W, -1, -2)
         return dx
 
 
 def _temperature(temperature, z, axis=-1):
     """T in the precision of z, so that float32 stays float32."""
-    if type(temperature) is float and temperature > 0:
-        return np.asarray(temperature, z.real.dtype)
     T = np.asarray(temperature)
     if not (np.issubdtype(T.dtype, np.number) and np.all(T > 0)):
         raise ValueError(f"temperature: got {temperature}, expected numbers above 0")
@@ -386,8 +411,7 @@ def _shifted(z, axis, temperature):
     if T.ndim:
         z, T = np.broadcast_arrays(z, T)
     top = np.expand_dims(z.real.argmax(axis=axis), axis)
-    highest = np.take_along_axis(z, top, axis) if z.dtype.kind == "c" else z.max(axis=axis, keepdims=True)
-    return (z - highest) / T, top
+    return (z - np.take_along_axis(z, top, axis)) / T, top
 
 
 def _support(z, axis, temperature):
