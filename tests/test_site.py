@@ -2,9 +2,12 @@
 
 import functools
 import re
+from base64 import b64decode
+from io import BytesIO
 from urllib.parse import unquote, urljoin, urlparse
 
 import pytest
+from fontTools.ttLib import TTFont
 from lxml import html
 
 import audit
@@ -59,6 +62,45 @@ def test_mathematics_is_rendered(tab, server):
     assert tab.locator(".katex-error").count() == 0
     assert tab.evaluate("document.fonts.ready.then(() => document.fonts.check('16px KaTeX_Math'))")
     assert not re.search(r"\\(frac|mathrm|rho|cdot)", tab.inner_text("article p >> nth=0"))
+
+
+def fonts(site):
+    """The characters of each font of the style sheet that stands in it, by family, weight and style."""
+    found = {}
+    for face in re.findall(r"@font-face\s*{([^}]*)}", (site / "_static" / "site.css").read_text("utf-8")):
+        if data := re.search(r"data:font/woff2;base64,([^)]+)", face):
+            family, weight, style = (re.search(rf"font-{k}:([^;]+)", face)[1] for k in ("family", "weight", "style"))
+            found[family.strip("'\""), weight, style] = set(TTFont(BytesIO(b64decode(data[1]))).getBestCmap())
+    return found
+
+
+@in_browser
+def test_the_fonts_of_formulas_hold_their_letters(tab, server, site):
+    """They travel with the letters in use only; another one would be set in a font that does not fit."""
+    held, seen = fonts(site), set()
+    assert len(held) == 5
+    for name in PAGES:
+        tab.goto(urljoin(server, name))
+        drawn = tab.evaluate(
+            """() => {
+              const seen = {};
+              for (const formula of document.querySelectorAll(".katex-html")) {
+                const texts = document.createTreeWalker(formula, NodeFilter.SHOW_TEXT);
+                while (texts.nextNode()) {
+                  const { fontFamily, fontWeight, fontStyle } = getComputedStyle(texts.currentNode.parentElement);
+                  const family = fontFamily.split(",")[0].replace(/['"]/g, "");
+                  const key = [family, fontWeight === "700" ? "700" : "400", fontStyle].join();
+                  seen[key] = (seen[key] ?? "") + texts.currentNode.data;
+                }
+              }
+              return seen;
+            }"""
+        )
+        for key, text in drawn.items():
+            missing = {c for c in text if ord(c) not in held.get(tuple(key.split(",")), map(ord, text))}
+            assert missing <= {"\u200b"}, f"{name}: {missing} are not in {key}"  # a space without width
+            seen.add(tuple(key.split(",")))
+    assert held.keys() <= seen
 
 
 @in_browser

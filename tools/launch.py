@@ -102,12 +102,13 @@ def setup(app):
         "title": "Page not found",
         "body": text.format(app.config.notfound_urls_prefix + "index.html"),
     }
+    app.setup_extension("sphinxext.opengraph")  # what a search or a link preview shows of a page
+    app.config.ogp_site_name = app.config.html_title
+    app.config.ogp_type = "article"
+    app.config.ogp_social_cards = {"enable": False}
     if repo.site:
-        app.config.html_baseurl = repo.site  # gives each page its canonical address
-        app.setup_extension("sphinxext.opengraph")  # link previews, with a card drawn while the site is built
-        app.config.ogp_site_url = repo.site
-        app.config.ogp_site_name = app.config.html_title
-        app.config.ogp_type = "article"
+        app.config.html_baseurl = app.config.ogp_site_url = repo.site  # gives each page its canonical address
+        # A card, drawn while the site is built; its address must be whole.
         app.config.ogp_social_cards = {"image_mini": "assets/favicon.png", "line_color": "#0072b2"}
     app.add_css_file("launch.css")
     app.add_css_file("print.css")

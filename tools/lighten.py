@@ -4,19 +4,44 @@ The theme brings 540 kB (gzip) of icons for a dozen that it shows, and style rul
 components that this book does not have. This runs after Sphinx, and again does no harm.
 """
 
+import hashlib
 import re
 import shutil
 from base64 import b64encode
+from html import unescape
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote
 
 import pydata_sphinx_theme
 import tinycss2
+from fontTools import subset
 from PIL import Image
 
 THEME = Path(pydata_sphinx_theme.__file__).parent / "theme" / "pydata_sphinx_theme" / "static"
 UNUSED = ["scripts/fontawesome.js*", "scripts/bootstrap.js*", "vendor", "locales", "**/*.map", "images"]
+
+SHEET = re.compile(r'<link\b[^>]*\srel="stylesheet"[^>]*>\s*')
+# Fonts of formulas, and the classes of the text that they set; the first sets whatever has no font of its own.
+FONTS = {
+    "Main-Regular": {
+        "mord",
+        "mbin",
+        "mrel",
+        "mopen",
+        "mclose",
+        "mpunct",
+        "mop",
+        "minner",
+        "mspace",
+        "mtight",
+        "accent-body",
+    },
+    "Math-Italic": {"mathnormal"},
+    "SansSerif-Regular": {"mathsf"},
+    "Caligraphic-Regular": {"mathcal"},
+    "Size1-Regular": {"small-op", "size1"},
+}
 
 IDENTIFIER = re.compile(r"[A-Za-z_][\w-]*")
 
@@ -39,7 +64,7 @@ def lighten(site):
     for sheet in [*static.glob("*.css"), *static.glob("styles/*.css")]:
         if sheet.name not in ("icons.css", "book.css"):
             write(sheet, purge(sheet.read_text("utf-8"), words))
-    write(static / "katex" / "katex.min.css", with_fonts(static / "katex"))
+    pages = with_one_sheet(pages, static)
     for path in (path for pattern in UNUSED for path in list(static.glob(pattern))):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for picture in site.glob("_images/*.png"):
@@ -73,12 +98,56 @@ def icons(source, words):
     return "\n".join(rules) + "\n"
 
 
-def with_fonts(katex):
-    """KaTeX's style sheet with the fonts that stand in sentences: coming later, they would move lines of text."""
-    css = (katex / "katex.min.css").read_text("utf-8")
-    for name in ("Main-Regular", "Math-Italic", "SansSerif-Regular", "Caligraphic-Regular", "Size1-Regular"):
-        data = b64encode((katex / "fonts" / f"KaTeX_{name}.woff2").read_bytes()).decode()
-        css = css.replace(f"url(fonts/KaTeX_{name}.woff2)", f"url(data:font/woff2;base64,{data})")
+def with_one_sheet(pages, static):
+    """The pages with one style sheet in place of many, for which a page would wait one by one."""
+    addresses = {
+        path: re.findall(r'href="([^"]*_static/)([^"?]+)', "".join(SHEET.findall(text))) for path, text in pages.items()
+    }
+    fresh = [
+        [name for _, name in found] for found in addresses.values() if len(found) > 1
+    ]  # as Sphinx has written them
+    if not fresh:
+        return pages
+    css = "\n".join(rebased(static / name, static) for name in fresh[0])
+    css = with_fonts(css, static, letters(pages.values()))
+    write(static / "site.css", css)
+    name = f"site.css?v={hashlib.sha256(css.encode()).hexdigest()[:8]}"
+
+    def joined(path, text):
+        first = SHEET.search(text).start()
+        text = SHEET.sub("", text)
+        return f'{text[:first]}<link rel="stylesheet" href="{addresses[path][0][0]}{name}" />\n{text[first:]}'
+
+    return {path: joined(path, text) for path, text in pages.items()}
+
+
+def rebased(sheet, static):
+    """A style sheet with its addresses as they are from another folder."""
+    folder, css = sheet.parent.relative_to(static).as_posix(), sheet.read_text("utf-8")
+    return re.sub(r"""url\((?!["']?(?:data:|/))["']?([^)"']+)["']?\)""", rf"url({folder}/\1)", css)
+
+
+def letters(texts):
+    """The characters of the formulas by font: each piece of text in them has a class that says which."""
+    found = {font: set() for font in FONTS}
+    for text in texts:
+        for classes, piece in re.findall(r'<span class="([^"]*)"[^>]*>([^<]+)</span>', text):
+            for font, names in FONTS.items():
+                if names & set(classes.split()):
+                    found[font].update(unescape(piece))
+    return found
+
+
+def with_fonts(css, static, letters):
+    """The style sheet with the fonts that stand in sentences, their letters in use: coming later, they would move lines of text."""
+    options = subset.Options(flavor="woff2", layout_features=["*"])
+    for name, used in letters.items():
+        address = f"katex/fonts/KaTeX_{name}.woff2"
+        font, subsetter, out = subset.load_font(static / address, options), subset.Subsetter(options), BytesIO()
+        subsetter.populate(text="".join(used))
+        subsetter.subset(font)
+        subset.save_font(font, out, options)
+        css = css.replace(f"url({address})", f"url(data:font/woff2;base64,{b64encode(out.getvalue()).decode()})")
     return css
 
 
