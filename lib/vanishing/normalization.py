@@ -352,7 +352,7 @@ def normalized_factor(activation, norm):
     Returns:
         A number, right to about 1e-6.
 
-    Source: for "batch" the large-batch case of Yang et al. (2019); both are derived in the lesson.
+    Source: derived in the lesson. That batch normalization makes gradients explode: Yang et al. (2019), abstract.
     """
     lookup("norm", norm, {"batch": 0, "layer": 0, "rms": 0})
     f = _activation(activation)
@@ -374,7 +374,7 @@ def batch_norm_growth(batch):
     Args:
         batch: B, at least 4, a number or an array; below 4 the mean is infinite.
 
-    Source: derived in the lab; the limit is that of Yang et al. (2019).
+    Source: derived in the lab.
     """
     B = np.asarray(batch, float)
     if not np.all(B >= 4):
@@ -390,8 +390,8 @@ def normalization_grid(
 ):
     """Sizes of activations and gradients by layer: no normalization or one of three, activation, batch size.
 
-    The weights have the variance 1/width (2/width for relu), the input and the gradient at the last
-    layer are N(0, 1). The same random numbers serve all normalizations and activations.
+    The weights have the variance 1/width (2/width for relu). The input is what such a layer would put out,
+    f(N(0, 1)), the gradient at the last layer is N(0, 1). The same random numbers serve all normalizations and activations.
 
     Args:
         rng: numpy Generator.
@@ -418,7 +418,7 @@ def normalization_grid(
                 for W in weights:
                     norms = [] if norm == "none" else [normalization(norm, width, dtype=np.float32)]
                     blocks.append(Sequential([Dense(W), *norms, Activate(name)]))
-                flow = gradient_flow(Sequential(blocks), x[:, :batch], dy=dy[:, :batch])
+                flow = gradient_flow(Sequential(blocks), _activation(name).f(x[:, :batch]), dy=dy[:, :batch])
                 backward = flow.log10_gradient - flow.log10_gradient[:, -1:]
                 for k in range(networks):
                     sizes = (np.round(a[k, kept], 2).tolist() for a in (flow.log10_activation, backward))
