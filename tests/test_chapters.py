@@ -39,6 +39,9 @@ GIVEN = {
         "1.1": "a stop of the explorable's slider; the page asserts what happens there",
         "1.4": "a stop of the explorable's slider; the page asserts what happens there",
     },
+    "recurrent": {
+        "0.01": "a choice of answer in a prediction",
+    },
 }
 
 

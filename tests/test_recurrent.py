@@ -7,6 +7,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from browser import drawn, in_browser, open_explorable
 from vanishing import backpropagation as bp
 from vanishing import recurrent as rc
 
@@ -412,3 +413,129 @@ def test_bad_input(call, error, message):
     """Errors name the argument, what came and what was expected."""
     with pytest.raises(error, match=message):
         call()
+
+
+@repeat
+@given(st.integers(1, 6), st.integers(1, 8), st.integers(0, 100))
+def test_back_through_time_is_the_cells_backward(n, T, seed):
+    """The few lines of the lesson and the class: dC/dh_0, and each step is the next one times its Jacobian."""
+    rng = np.random.default_rng(seed)
+    net = rc.RNN(2, n, rng=rng, recurrent_init="gaussian")
+    h = net.forward(rng.standard_normal((3, T, 2)))
+    g = rng.standard_normal((3, n))
+    gs = rc.back_through_time(g, np.moveaxis(1 - h**2, -2, 0), net.parameters["U"])
+    dy = np.zeros(h.shape)
+    dy[:, -1] = g
+    net.backward(dy)
+    assert gs.shape == (T + 1, 3, n) and np.array_equal(gs[-1], g)
+    np.testing.assert_allclose(gs[0], net.d_initial[0], rtol=1e-10, atol=1e-14)
+    J = net.state_jacobians()
+    for t in range(T):
+        np.testing.assert_allclose(gs[t], (J[t] @ gs[t + 1][..., None])[..., 0], rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("bias", [-2.0, 0.0, 1.0, 4.0])
+@pytest.mark.parametrize("radius", [0.3, 1.0, 1.7])
+def test_gate_multiplier_is_the_measured_one(bias, radius):
+    """Where U_c is a multiple of the identity, without input, each step has exactly this factor."""
+    x, rng = np.zeros((1, 12, 1)), np.random.default_rng(0)
+    lstm = rc.LSTM(1, 3, rng=rng, forget_bias=bias, recurrent_init="identity", gain=radius)
+    gru = rc.GRU(1, 3, rng=rng, recurrent_init="identity", gain=radius)
+    gru.parameters["b"][3:6] = bias
+    for name, cell in (("LSTM", lstm), ("GRU", gru)):
+        g = rc.gradient_through_time(cell, x, rng=rng)[1:11]
+        np.testing.assert_allclose(10 ** (g[:-1] - g[1:]), rc.gate_multiplier(bias, radius, name), rtol=1e-9)
+    with pytest.raises(ValueError, match="cell"):
+        rc.gate_multiplier(bias, radius, "LSTN")
+
+
+def test_memory_grid():
+    """Rows of plain lists; without recurrent weights a GRU falls by the gate, and the two cells alike."""
+    grid = rc.memory_grid(rng=np.random.default_rng(1), biases=(0, 2), radii=(0.0, 1.0), width=8, T=40, networks=3)
+    assert len(grid) == 2 * 2 * 2
+    rows = {(r["cell"], r["bias"], r["radius"]): r for r in grid}
+    for row in grid:
+        assert row["back"] == list(range(1, 41, 5)) and len(row["log10"]) == 8 and row["log10"][0] == 0
+    for bias in (0, 2):
+        for cell in ("LSTM", "GRU"):
+            law = 35 * np.log10(rc.gate_multiplier(bias, 0, cell))
+            assert rows[cell, bias, 0.0]["log10"][-1] == pytest.approx(law, abs=0.8)
+            assert rows[cell, bias, 1.0]["log10"][-1] > law
+
+
+def test_radius_grid():
+    """An orthogonal matrix without slopes keeps its power exactly; no gradient exceeds the bound by the norm."""
+    grid = rc.radius_grid(rng=np.random.default_rng(1), radii=(0.5, 1.2), width=8, T=20, networks=3)
+    assert len(grid) == 3 * 4 * 2
+    for row in grid:
+        back, log10 = np.array(row["back"]), np.array(row["log10"])
+        slope = 0.25 if row["activation"] == "sigmoid" else 1
+        if row["matrix"] != "Gaussian":  # there the norm is a median
+            assert np.all(log10 <= back * np.log10(row["norm"] * slope) + 0.02)
+        if row["matrix"] == "orthogonal":
+            assert row["norm"] == pytest.approx(row["radius"])
+            if row["activation"] == "identity":
+                np.testing.assert_allclose(log10, back * np.log10(row["radius"]), atol=0.01)
+
+
+def choose(tab, menu, wanted):
+    menu.focus()
+    tab.keyboard.type(wanted)
+    assert menu.input_value() == wanted
+
+
+@in_browser
+def test_the_explorable_of_radius_moves_and_is_right(tab, server):
+    """Each menu and the slider by keyboard; the curves drawn are the library's for that choice."""
+    figure = open_explorable(tab, server, "chapters/recurrent/lesson.html", "radius")
+    rows = {(r["activation"], r["matrix"], r["radius"]): r for r in rc.radius_grid(rng=np.random.default_rng(0))}
+    menus, slider = figure.locator("select"), figure.locator("input[type=range]")
+    assert menus.count() == 3 and slider.count() == 1
+    for activation, matrix, radius, presses in (("identity", "one-way", "0.7", 5), ("sigmoid", "orthogonal", "1.5", 2)):
+        for i, wanted in enumerate((activation, matrix, radius)):
+            before = menus.nth(i).input_value()
+            choose(tab, menus.nth(i), wanted)
+            assert before != wanted
+        before = slider.input_value()
+        slider.focus()
+        for _ in range(presses):
+            tab.keyboard.press("ArrowLeft")
+        steps = int(float(slider.input_value()))
+        assert str(steps) != before
+        row, seen = rows[activation, matrix, float(radius)], drawn(tab, "radius", "back", "log10", "bound", "power")
+        assert {r["back"] for r in seen} == set(range(0, steps + 1, 2))
+        slope = 0.25 if activation == "sigmoid" else 1
+        for r in seen:
+            assert r["log10"] == row["log10"][row["back"].index(r["back"])]
+            assert r["bound"] == pytest.approx(r["back"] * np.log10(row["norm"] * slope), abs=1e-9)
+            assert r["power"] == pytest.approx(r["back"] * np.log10(row["radius"]), abs=1e-9)
+        assert figure.locator("text", has_text=f"after {steps} steps").count() == 1
+    assert tab.errors == [] and tab.outside == []
+
+
+@in_browser
+def test_the_explorable_of_memory_moves_and_is_right(tab, server):
+    """Both menus and both sliders by keyboard; the curves drawn are the library's for that choice."""
+    figure = open_explorable(tab, server, "chapters/recurrent/lesson.html", "memory")
+    rows = {(r["cell"], r["bias"], r["radius"]): r for r in rc.memory_grid(rng=np.random.default_rng(0))}
+    menus, sliders = figure.locator("select"), figure.locator("input[type=range]")
+    assert menus.count() == 2 and sliders.count() == 2
+    for cell, radius, key, presses in (("GRU", "0.5", "ArrowRight", 2), ("LSTM", "0", "ArrowLeft", 3)):
+        choose(tab, menus.nth(0), cell)
+        choose(tab, menus.nth(1), radius)
+        for i in range(2):
+            before = sliders.nth(i).input_value()
+            sliders.nth(i).focus()
+            for _ in range(presses):
+                tab.keyboard.press(key)
+            assert sliders.nth(i).input_value() != before
+        bias, length = (int(float(sliders.nth(i).input_value())) for i in range(2))
+        row, seen = rows[cell, bias, float(radius)], drawn(tab, "memory", "gone", "log10", "gate", "law")
+        assert {r["gone"] for r in seen} == set(range(0, length + 1, 5))
+        for r in seen:
+            assert r["log10"] == row["log10"][row["back"].index(r["gone"] + 1)]
+            assert r["gate"] == pytest.approx(r["gone"] * np.log10(rc.gate_multiplier(bias, 0)), abs=1e-9)
+            law = rc.gate_multiplier(bias, float(radius), cell)
+            assert r["law"] == pytest.approx(r["gone"] * np.log10(law), abs=1e-9)
+        assert figure.locator("text", has_text=f"gate alone after {length} steps").count() == 1
+    assert tab.errors == [] and tab.outside == []

@@ -22,7 +22,10 @@ from .backpropagation import _sum_to
 from .chain_rule import _exponent, _log2_rms
 from .initialization import SCHEMES, initialize
 
-__all__ = ["GRU", "LSTM", "RNN", "gradient_through_time", "spectral_radius"]
+__all__ = [
+    "GRU", "LSTM", "RNN", "back_through_time", "gate_multiplier", "gradient_through_time", "memory_grid", "radius_grid",
+    "spectral_radius",
+]  # fmt: skip
 
 
 def spectral_radius(W):
@@ -41,6 +44,44 @@ def _recurrent_weights(scheme, n, *, rng, size, gain):
     U = np.eye(n) if scheme == "identity" else initialize("gaussian", n, n, rng=rng, size=size)
     U = U / spectral_radius(U)[..., None, None] * np.asarray(gain, dtype=float)[..., None, None]
     return U + initialize("zeros", n, n, rng=rng, size=size, gain=gain)  # checks size and gain
+
+
+def back_through_time(g, slopes, U):
+    """g_(t-1) = (g_t phi'(z_t)) U^T, from the last step to the first: all T + 1 of them, g_0 first.
+
+    Args:
+        g: dC/dh_T, shape (..., n), where the loss sees the last state only.
+        slopes: phi'(z_1) ... phi'(z_T), shape (T, ..., n).
+        U: recurrent weights, h_(t-1) U, shape (n, n).
+
+    Returns:
+        dC/dh_t for t = 0 ... T, shape (T + 1, ..., n).
+
+    Source: Werbos (1990).
+    """
+    gs = [g]
+    for slope in reversed(slopes):
+        gs.append((gs[-1] * slope) @ U.T)
+    return np.array(gs[::-1])
+
+
+def gate_multiplier(bias, radius, cell="LSTM"):
+    """The spectral radius of a step of a gated cell, in the state 0 and without input.
+
+        LSTM: dc_t/dc_(t-1) = sigma(b) I + U_c / 4            b: bias of the forget gate
+        GRU:  dh_t/dh_(t-1) = u I + (1 - u) U_c / 2           u = sigma(b), b: bias of the update gate (z)
+
+    All other biases are 0, so that the other gates are 1/2; U_c are the recurrent weights of the candidate. Exact
+    where U_c has its eigenvalue of largest modulus on the positive axis, else an upper limit.
+
+    Args:
+        bias: b, number or array.
+        radius: rho(U_c), number or array.
+        cell: "LSTM" or "GRU".
+    """
+    keep = 1 / (1 + np.exp(-np.asarray(bias, float)))
+    others = lookup("cell", cell, {"LSTM": 0.25, "GRU": (1 - keep) / 2})
+    return keep + others * np.asarray(radius, float)
 
 
 class _Recurrent:
@@ -345,6 +386,96 @@ def gradient_through_time(cell, x, *, rng=None, dy_last=None):
         cell._back(t, *state)
         sizes.append(_log2_rms(dh) + exponent)
     return np.log10(2) * np.stack(sizes[::-1], axis=-1)
+
+
+def _since_last(cell, x, rng, kept):
+    """log10 of the gradient at `kept` steps before the last, over its size at the first of these: (..., len(kept))."""
+    log10 = gradient_through_time(cell, x, rng=rng)[..., ::-1]
+    return log10[..., kept] - log10[..., kept[:1]]
+
+
+def memory_grid(
+    *, rng, biases=(-1, 0, 1, 2, 3, 4, 5, 6), radii=(0.0, 0.5, 1.0), width=32, T=200, batch=4, networks=4, every=5
+):
+    """The gradient before the last step in an LSTM and a GRU, by bias of the gate that keeps the state.
+
+    Inputs are N(0, 1), one number a step. The recurrent weights of each gate are orthogonal, times the radius.
+
+    Args:
+        rng: numpy Generator.
+        biases: initial bias of the forget gate (LSTM) or of the update gate (GRU, z in the library).
+        radii: spectral radius of the recurrent weights of each gate; 0 leaves the additive path alone.
+        width, T, batch, networks: units, steps, sequences, and networks for each choice (the median is kept).
+        every: the steps that are kept.
+
+    Returns:
+        A list of rows {"cell", "bias", "radius", "back", "log10"}: the last two are lists over steps before the
+        last, from 1 on; "log10" is log10 of the gradient dC/dh_t over its size one step before the last.
+    """
+    kept = np.arange(1, T + 1, every)
+    x = rng.standard_normal((batch, T, 1)).astype(np.float32)
+    size = (len(biases), len(radii), networks)
+    b = np.asarray(biases, np.float32)[:, None, None]
+    gain = np.maximum(np.asarray(radii, float), 1e-12)[:, None]
+    rows = []
+    for name in ("LSTM", "GRU"):
+        common = {"rng": rng, "gain": gain, "size": size, "dtype": np.float32}
+        if name == "LSTM":
+            cell = LSTM(1, width, forget_bias=b, **common)
+        else:
+            cell = GRU(1, width, **common)
+            cell._gates(cell.parameters["b"])[1] = b[..., None]
+        log10 = np.median(_since_last(cell, x, rng, kept), axis=-2)
+        for i, j in np.ndindex(len(biases), len(radii)):
+            rows.append(
+                {"cell": name, "bias": biases[i], "radius": radii[j], "back": kept.tolist()}
+                | {"log10": np.round(log10[i, j].astype(float), 2).tolist()}
+            )
+    return rows
+
+
+def radius_grid(
+    *, rng, names=("identity", "tanh", "relu", "sigmoid"), radii=(0.5, 0.7, 0.9, 1.0, 1.1, 1.3, 1.5, 2.0),
+    width=32, T=100, batch=4, networks=4, every=2,
+):  # fmt: skip
+    """The gradient before the last step in a simple recurrent network, by activation, matrix and spectral radius.
+
+    Three kinds of U for each radius: orthogonal; Gaussian; and "one-way", the radius on the diagonal and 1/2 above
+    it, so that each unit also feeds the next one and the last feeds none. Inputs are N(0, 1), one number a step.
+
+    Args:
+        rng: numpy Generator.
+        names: activation functions.
+        radii: spectral radii of U.
+        width, T, batch, networks: units, steps, sequences, and networks for each choice (the median is kept).
+        every: the steps that are kept.
+
+    Returns:
+        A list of rows {"activation", "matrix", "radius", "norm", "back", "log10"}: "norm" is the median of the
+        largest singular value of U, the last two are lists over steps before the last; "log10" is log10 of the
+        gradient over its size at the last step.
+    """
+    kept = np.arange(0, T + 1, every)
+    x = rng.standard_normal((batch, T, 1)).astype(np.float32)
+    gain = np.asarray(radii, float)[:, None]
+    rows = []
+    for matrix in ("orthogonal", "Gaussian", "one-way"):
+        scheme = {"orthogonal": "orthogonal", "Gaussian": "spectral_radius", "one-way": "identity"}[matrix]
+        for name in names:
+            cell = RNN(
+                1, width, rng=rng, activation=name, recurrent_init=scheme, gain=gain, size=(len(radii), networks),
+                dtype=np.float32,
+            )  # fmt: skip
+            if matrix == "one-way":
+                cell.parameters["U"] += np.eye(width, k=1, dtype=np.float32) / 2
+            norm = np.median(np.linalg.norm(cell.parameters["U"], 2, axis=(-2, -1)), axis=-1)
+            log10 = np.median(_since_last(cell, x, rng, kept), axis=-2)
+            for i, radius in enumerate(radii):
+                rows.append(
+                    {"activation": name, "matrix": matrix, "radius": radius, "norm": round(float(norm[i]), 3)}
+                    | {"back": kept.tolist(), "log10": np.round(log10[i].astype(float), 2).tolist()}
+                )
+    return rows
 
 
 def _empty(T, shape, dtype):
