@@ -208,7 +208,7 @@ def cliff_grid(
 
     Returns:
         (cells, paths). A row of cells is a dict of b, b2 (its edges), and w, w2, C (lists). A path is a dict of start
-        (number), rate, log10_limit, w, b (lists: the start, each place 0.04 or more from the one before in
+        (number), rate, log10_limit, w, b (lists: the start, each place 0.06 or more from the one before in
         the list, and the last), longest (step), C (at the end) and norm (of the gradient at the end).
     """
     ws, bs = np.linspace(3, 7, 33), np.linspace(-4, -1, 31)
@@ -229,7 +229,7 @@ def cliff_grid(
     for i in range(len(s)):
         kept = [places[0, i]]
         for place in places[1:, i]:
-            if np.hypot(*(place - kept[-1])) >= 0.04:
+            if np.hypot(*(place - kept[-1])) >= 0.06:
                 kept.append(place)
         kept = np.round([*kept, places[-1, i]], 3)
         paths.append(
@@ -308,7 +308,7 @@ def precision_grid(
     *,
     rng,
     depths=(5, 10, 15, 20, 25, 30),
-    log2_scales=tuple(range(0, 37, 4)),
+    log2_scales=tuple(range(0, 29, 4)),
     names=("sigmoid", "tanh"),
     width=32,
     batch=32,
@@ -328,7 +328,7 @@ def precision_grid(
 
     Returns:
         For each activation, format, depth and scale a dict of "activation", "precision", "depth", "log2_scale",
-        "layer" (1 ... depth), "zero" and "infinite" (shares of the entries of that layer, in percent).
+        "zero" and "infinite" (shares of the entries of layers 1 ... depth, in percent).
     """
     weights = [initialize("lecun_normal", width, width, rng=generator(rng)) for _ in range(max(depths))]
     x, dy = rng.standard_normal((2, batch, width))
@@ -346,7 +346,7 @@ def precision_grid(
                     rows.append(
                         {
                             "activation": name, "precision": precision, "depth": depth, "log2_scale": k,
-                            "layer": list(range(1, depth + 1)), "zero": [round(float(z[i]), 1) for z in zero],
+                            "zero": [round(float(z[i]), 1) for z in zero],
                             "infinite": [round(float(z[i]), 1) for z in infinite],
                         }
                     )  # fmt: skip
