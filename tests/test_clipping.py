@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from browser import drawn, in_browser, open_explorable
 from vanishing import clipping
 
 repeat = settings(derandomize=True, max_examples=30, deadline=None)
@@ -186,3 +187,187 @@ def test_bad_input(call, error, message):
     """Errors name the argument, what came and what was expected."""
     with pytest.raises(error, match=message):
         call()
+
+
+# The cliff
+
+
+def autograd_cliff(w, b, steps):
+    w, b = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (w, b))
+    z = torch.tensor(0.5, dtype=torch.float64)
+    for _ in range(steps):
+        z = w * torch.sigmoid(z) + b
+    loss = (torch.sigmoid(z) - 0.7) ** 2
+    loss.backward()
+    return loss.item(), w.grad.item(), b.grad.item()
+
+
+@pytest.mark.parametrize("w, b, steps", [(3.0, -1.0, 5), (5.0, -2.0, 50), (6.0, -4.0, 50), (-2.0, 1.0, 3)])
+def test_the_gradient_of_the_cliff_is_autograds(w, b, steps):
+    got = clipping.cliff(np.array([w, 1.0]), np.array([b, 1.0]), steps=steps)
+    np.testing.assert_allclose([v[0] for v in got], autograd_cliff(w, b, steps), rtol=1e-8, atol=1e-300)
+
+
+def test_the_gradient_on_the_cliff_is_a_geometric_sum():
+    """Where the start is a fixed point, dz_M/db = (rho^M - 1) / (rho - 1)."""
+    h = 1 / (1 + np.exp(-0.5))
+    slope = h * (1 - h)
+    for w in (3.0, 4.5, 6.0):
+        rho = w * slope
+        _, dw, db = clipping.cliff(w, 0.5 - w * h)
+        assert db == pytest.approx(2 * (h - 0.7) * slope * (rho**50 - 1) / (rho - 1), rel=1e-5)
+        assert dw == pytest.approx(h * db, rel=1e-6)
+
+
+def test_the_cliff_does_not_overflow():
+    with np.errstate(all="raise", under="ignore"):
+        values = clipping.cliff(np.array([1e5, -1e5, 40.0]), np.array([1e6, -1e6, -20.0]), steps=5)
+    assert np.isfinite(values).all()
+
+
+def test_a_step_over_the_cliff_is_no_longer_than_rate_times_limit():
+    rng = np.random.default_rng(0)
+    w, b = rng.uniform(4.5, 6.5, 30), rng.uniform(-3.5, -1.5, 30)
+    places = clipping.descend_cliff(w, b, rate=0.3, limit=0.5, steps=60)
+    assert places.shape == (61, 30, 2)
+    np.testing.assert_array_equal(places[0], np.stack([w, b], axis=-1))
+    assert np.linalg.norm(np.diff(places, axis=0), axis=-1).max() <= 0.15 * (1 + 1e-12)
+    free = clipping.descend_cliff(w, b, rate=0.3, steps=1)
+    _, dw, db = clipping.cliff(w, b)
+    np.testing.assert_allclose(free[1], np.stack([w - 0.3 * dw, b - 0.3 * db], axis=-1), rtol=1e-12)
+
+
+def test_the_grid_of_the_cliff_is_the_cliff():
+    cells, paths = clipping.cliff_grid(log10_limits=(-1, 0), rates=(0.3,), starts=((5.5, -1.8),))
+    row = cells[7]
+    middle = (np.array(row["w"]) + row["w2"]) / 2, (row["b"] + row["b2"]) / 2
+    np.testing.assert_allclose(row["C"], clipping.cliff(*middle)[0], atol=6e-4)
+    for path in paths:
+        places = clipping.descend_cliff(5.5, -1.8, rate=path["rate"], limit=10.0 ** path["log10_limit"])
+        assert (path["w"][0], path["b"][0]) == (5.5, -1.8)
+        assert (path["w"][-1], path["b"][-1]) == pytest.approx(tuple(places[-1]), abs=6e-4)
+        assert path["longest"] == pytest.approx(np.linalg.norm(np.diff(places, axis=0), axis=-1).max(), abs=6e-4)
+
+
+# Floating-point formats
+
+
+@repeat
+@given(seeds)
+def test_rounding_is_torchs(seed):
+    """Over the whole range of float32, with ties, zeros, subnormals and infinities."""
+    rng = np.random.default_rng(seed)
+    x = (rng.standard_normal(300) * 10.0 ** rng.uniform(-46, 37, 300)).astype(np.float32)
+    x[:40] = rng.integers(0, 2**32, 40, dtype=np.uint32).view(np.float32)  # any bits
+    x[40:80] = (
+        ((rng.integers(0, 2**16, 40).astype(np.uint32) << 16) | 0x8000).astype(np.uint32).view(np.float32)
+    )  # ties
+    x[80:84] = [0, -0.0, np.inf, -np.inf]
+    x[np.isnan(x)] = np.nan  # no signalling ones, of which a cast warns
+    for name in ("bfloat16", "float16", "float32"):
+        theirs = torch.tensor(x).to(getattr(torch, name)).float().numpy()
+        np.testing.assert_array_equal(clipping.rounded(x, name), theirs)
+    np.testing.assert_array_equal(clipping.rounded(x.astype(float), "float64"), x.astype(float))
+
+
+def small_network(rng, depth=4, n=6):
+    return [rng.standard_normal((n, n)) / np.sqrt(n) for _ in range(depth)], *rng.standard_normal((2, 5, n))
+
+
+def test_rounded_gradients_in_float64_are_autograds():
+    weights, x, dy = small_network(np.random.default_rng(0))
+    parameters = [torch.tensor(W, requires_grad=True) for W in weights]
+    h = torch.tensor(x)
+    for W in parameters:
+        h = torch.sigmoid(h @ W)
+    (h * torch.tensor(dy)).sum().backward()
+    for scale in (1.0, 8.0):
+        got = clipping.rounded_gradients(weights, x, dy, activation="sigmoid", precision="float64", scale=scale)
+        for g, p in zip(got, parameters, strict=True):
+            np.testing.assert_allclose(g, scale * p.grad.numpy(), rtol=1e-12)
+
+
+def test_a_loss_scale_moves_a_gradient_into_float16():
+    """Tiny: zero without a scale, right to three digits with one, infinite with too large a one."""
+    weights, x, dy = small_network(np.random.default_rng(1))
+    exact = clipping.rounded_gradients(weights, x, 1e-9 * dy, activation="tanh", precision="float64")
+    scales = 2.0 ** np.array([0, 20, 60])
+    got = clipping.rounded_gradients(weights, x, 1e-9 * dy, activation="tanh", precision="float16", scale=scales)
+    for g, e in zip(got, exact, strict=True):
+        assert g.shape == (3, 6, 6)
+        assert not g[0].any() and not np.isfinite(g[2]).any()
+        np.testing.assert_allclose(g[1] / scales[1], e, atol=0.02 * np.abs(e).max())
+
+
+def test_the_grid_of_formats_is_the_rounded_gradients():
+    rows = clipping.precision_grid(
+        rng=np.random.default_rng(0), depths=(3, 12), log2_scales=(0, 8, 24), width=8, batch=8
+    )
+    assert len(rows) == 2 * 4 * 2 * 3
+    assert all(len(r["zero"]) == len(r["infinite"]) == r["depth"] for r in rows)
+    wide = [r for r in rows if r["precision"] != "float16"]
+    assert max(max(r["zero"] + r["infinite"]) for r in wide) == 0
+    deep = next(
+        r
+        for r in rows
+        if (r["activation"], r["precision"], r["depth"], r["log2_scale"]) == ("sigmoid", "float16", 12, 0)
+    )
+    assert deep["zero"][0] == 100 and deep["zero"][-1] == 0
+    with pytest.raises(ValueError, match="precision: got 'float8'"):
+        clipping.rounded(np.ones(2), "float8")
+
+
+# The explorables
+
+
+@in_browser
+def test_the_explorable_of_the_cliff_moves_and_is_right(tab, server):
+    """Each control by keyboard; the path drawn and the numbers beside it are the library's."""
+    figure = open_explorable(tab, server, "chapters/clipping/lesson.html", "cliff")
+    paths = {(p["start"], p["rate"], p["log10_limit"]): p for p in clipping.cliff_grid()[1]}
+    slider, selects = figure.locator("input[type=range]").first, figure.locator("select")
+    assert selects.count() == 2
+    for presses, rate, start in (("ArrowLeft", "0.1", "2"), ("ArrowLeft", "1", "3"), ("ArrowRight", "0.3", "1")):
+        before = slider.input_value()
+        slider.focus()
+        tab.keyboard.press(presses)
+        assert slider.input_value() != before
+        for i, wanted in enumerate((rate, start)):
+            options = selects.nth(i).locator("option").all_inner_texts()
+            selects.nth(i).select_option(label=wanted if wanted in options else f"{float(wanted):.1f}")
+        path = paths[int(start), float(rate), float(slider.input_value())]
+        seen = drawn(tab, "cliff", "w", "b", "number")
+        assert [row["w"] for row in seen] == path["w"] and [row["b"] for row in seen] == path["b"]
+        assert figure.locator("text", has_text="longest step").count() == 1
+        assert figure.locator("text", has_text="at the end: loss").count() == 1
+    assert tab.errors == [] and tab.outside == []
+
+
+@in_browser
+def test_the_explorable_of_formats_moves_and_is_right(tab, server):
+    """Each control by keyboard; the bars and their mean are the library's."""
+    figure = open_explorable(tab, server, "chapters/clipping/lesson.html", "formats")
+    rows = {
+        (r["precision"], r["activation"], r["depth"], r["log2_scale"]): r
+        for r in clipping.precision_grid(rng=np.random.default_rng(0))
+    }
+    sliders, selects = figure.locator("input[type=range]"), figure.locator("select")
+    assert sliders.count() == selects.count() == 2
+    for precision, activation, key in (
+        ("float16", "sigmoid", "ArrowRight"),
+        ("bfloat16", "tanh", "ArrowRight"),
+        ("float16", "tanh", "ArrowLeft"),
+    ):
+        selects.nth(0).select_option(label=precision)
+        selects.nth(1).select_option(label=activation)
+        for i in range(2):
+            before = sliders.nth(i).input_value()
+            sliders.nth(i).focus()
+            tab.keyboard.press(key)
+            assert sliders.nth(i).input_value() != before
+        row = rows[precision, activation, int(sliders.nth(0).input_value()), int(sliders.nth(1).input_value())]
+        seen = drawn(tab, "formats", "layer", "zero", "infinite")
+        assert [r["layer"] for r in seen] == list(range(1, row["depth"] + 1))
+        assert [r["zero"] for r in seen] == row["zero"] and [r["infinite"] for r in seen] == row["infinite"]
+        assert figure.locator("text", has_text=f"zero: {np.mean(row['zero']):.0f} %").count() == 1
+    assert tab.errors == [] and tab.outside == []

@@ -6,13 +6,21 @@ is worth a plot: an explosion shows there first.
 
 In an ensemble each network is clipped by its own norm: `ensemble_axes` says how many leading axes of
 every array are the ensemble. With 0 all arrays belong to one network.
+
+Below them: the cliff of Pascanu et al. (2013), a loss with a wall, and what the floating-point formats
+of 16 bits leave of a gradient.
 """
 
 import numpy as np
 
-from ._validate import floating
+from . import activations
+from ._validate import floating, generator, lookup
+from .initialization import initialize
 
-__all__ = ["clip_adaptive", "clip_by_norm", "clip_by_value", "global_norm"]
+__all__ = [
+    "cliff", "cliff_grid", "clip_adaptive", "clip_by_norm", "clip_by_value", "descend_cliff", "global_norm",
+    "precision_grid", "rounded", "rounded_gradients",
+]  # fmt: skip
 
 
 def global_norm(gradients, *, ensemble_axes=0):
@@ -124,6 +132,225 @@ def clip_adaptive(gradients, parameters, limit=0.01, eps=1e-3, *, ensemble_axes=
             return (g * np.where(size <= largest, 1.0, largest / size)).astype(g.dtype)
 
     return _map(clip, gradients), norm
+
+
+# The cliff ---------------------------------------------------------------------------------------
+
+
+def cliff(w, b, steps=50, start=0.5, target=0.7):
+    """Loss of a recurrent network of one unit, and its gradient.
+
+        z_t = w sigmoid(z_(t-1)) + b,  C = (sigmoid(z_T) - target)^2
+
+    The derivatives of z_t are carried along with z_t. From w = 1 / sigmoid'(start) on, the loss has a
+    cliff where `start` is a fixed point, b = start - w sigmoid(start): there dz_T/dz_0 = (w sigmoid'(start))^T.
+
+    Args:
+        w, b: weight and bias, numbers or arrays that broadcast.
+        steps: T.
+        start: z_0.
+        target: what sigmoid(z_T) should be.
+
+    Returns:
+        (C, dC/dw, dC/db), of the shape of w and b together.
+
+    Source: Pascanu et al. (2013), equation 8 and figure 6.
+    """
+    z, dw, db = start, 0.0, 0.0
+    for _ in range(steps):
+        h, slope = sigmoid_and_slope(z)
+        z, dw, db = w * h + b, h + w * slope * dw, 1 + w * slope * db
+    y, slope = sigmoid_and_slope(z)
+    d = 2 * (y - target) * slope
+    return (y - target) ** 2, d * dw, d * db
+
+
+def sigmoid_and_slope(z):
+    """sigmoid(z) and its derivative, which do not overflow."""
+    e = np.exp(-np.abs(z))  # at most 1
+    return np.where(z < 0, e, 1) / (1 + e), e / (1 + e) ** 2
+
+
+def descend_cliff(w, b, *, rate, limit=np.inf, steps=300):
+    """Gradient descent on `cliff`, with each gradient clipped to the norm `limit`.
+
+    Args:
+        w, b: where it starts, numbers or arrays of the same shape (...).
+        rate: learning rate, a number or an array that broadcasts with w.
+        limit: largest norm; inf for no clipping.
+        steps: number of steps.
+
+    Returns:
+        The places, (steps + 1, ..., 2), the start included.
+    """
+    w, b, rate, limit = np.broadcast_arrays(*(floating(v, "w").astype(float) for v in (w, b, rate, limit)))
+    places = [np.stack([w, b], axis=-1)]
+    for _ in range(steps):
+        _, dw, db = cliff(w, b)
+        norm = np.hypot(dw, db)
+        scale = rate * np.where(norm <= limit, 1.0, limit / np.where(norm > 0, norm, 1))
+        w, b = w - scale * dw, b - scale * db
+        places.append(np.stack([w, b], axis=-1))
+    return np.array(places)
+
+
+def cliff_grid(
+    log10_limits=tuple(k / 2 for k in range(-4, 5)),
+    rates=(0.1, 0.3, 1.0),
+    starts=((5.5, -1.8), (5.0, -3.5), (4.8, -1.6)),
+):
+    """The loss of `cliff` on a grid, and paths over it, for the lesson's explorable.
+
+    Args:
+        log10_limits: log10 of the thresholds.
+        rates: learning rates.
+        starts: places (w, b) where the paths start.
+
+    Returns:
+        (cells, paths). A row of cells is a dict of b, b2 (its edges), and w, w2, C (lists). A path is a dict of start
+        (number), rate, log10_limit, w, b (lists: the start, each place 0.06 or more from the one before in
+        the list, and the last), longest (step), C (at the end) and norm (of the gradient at the end).
+    """
+    ws, bs = np.linspace(3, 7, 33), np.linspace(-4, -1, 31)
+    W, B = np.meshgrid((ws[1:] + ws[:-1]) / 2, (bs[1:] + bs[:-1]) / 2)
+    C = cliff(W, B)[0]
+    cells = [
+        {
+            "b": round(bs[i], 3), "b2": round(bs[i + 1], 3), "w": ws[:-1].tolist(), "w2": ws[1:].tolist(),
+            "C": C[i].round(3).tolist(),
+        }
+        for i in range(len(C))
+    ]  # fmt: skip
+    s, r, k = (a.ravel() for a in np.meshgrid(np.arange(len(starts)), rates, log10_limits, indexing="ij"))
+    places = descend_cliff(*np.array(starts)[s].T, rate=r, limit=10.0**k)
+    longest = np.hypot(*np.moveaxis(np.diff(places, axis=0), -1, 0)).max(axis=0)
+    C, dw, db = cliff(*places[-1].T)
+    paths = []
+    for i in range(len(s)):
+        kept = [places[0, i]]
+        for place in places[1:, i]:
+            if np.hypot(*(place - kept[-1])) >= 0.06:
+                kept.append(place)
+        kept = np.round([*kept, places[-1, i]], 3)
+        paths.append(
+            {
+                "start": int(s[i]) + 1, "rate": float(r[i]), "log10_limit": float(k[i]), "w": kept[:, 0].tolist(),
+                "b": kept[:, 1].tolist(), "longest": round(float(longest[i]), 3), "C": float(f"{C[i]:.2g}"),
+                "norm": float(f"{np.hypot(dw[i], db[i]):.2g}"),
+            }
+        )  # fmt: skip
+    return cells, paths
+
+
+# Floating-point formats --------------------------------------------------------------------------
+
+PRECISIONS = ("float64", "float32", "bfloat16", "float16")
+
+
+def rounded(x, precision):
+    """x as this format can hold it: to the nearest, ties to even, inf where it overflows.
+
+    bfloat16 is the upper half of a float32: 8 bits of exponent, 7 of fraction. NumPy does not have it.
+
+    Args:
+        x: array of floats.
+        precision: "float64", "float32", "bfloat16" or "float16".
+
+    Returns:
+        Array of float64 for "float64", else of float32, whose values are numbers of the format.
+    """
+    lookup("precision", precision, dict.fromkeys(PRECISIONS))
+    with np.errstate(over="ignore", under="ignore"):
+        if precision != "bfloat16":
+            return floating(x, "x").astype(precision).astype(np.float64 if precision == "float64" else np.float32)
+        x = np.array(floating(x, "x"), np.float32)
+        bits = x.view(np.uint32)
+        half = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+        return np.where(np.isnan(x), x, ((bits + half) & np.uint32(0xFFFF0000)).view(np.float32))
+
+
+def rounded_gradients(weights, x, dy, *, activation, precision, scale=1.0):
+    """Gradients of the weights of a network, each result rounded to a format as soon as it is there.
+
+    Layers are h = f(h W). Sums inside a matrix product are taken in float32, as accelerators do, and their
+    results rounded.
+
+    Args:
+        weights: list of matrices (n, n), from the first layer on.
+        x: input, (batch, n).
+        dy: dL/dy at the output, (batch, n).
+        activation: f, a name or an `Activation`.
+        precision: as in `rounded`.
+        scale: factor on dy, the loss scale: a number, or an array (...), whose axes come first in the result.
+
+    Returns:
+        List of the gradients of the weights, (..., n, n), times the scale.
+
+    Source: Micikevicius et al. (2018) for the loss scale.
+    """
+    f = activations.activation(activation)
+    weights = [rounded(W, precision) for W in weights]
+    h, inputs, zs = rounded(x, precision), [], []
+    with np.errstate(over="ignore", invalid="ignore"):
+        for W in weights:
+            inputs.append(h)
+            zs.append(rounded(h @ W, precision))
+            h = rounded(f.f(zs[-1]), precision)
+        d, gradients = rounded(np.asarray(scale, float)[..., None, None] * dy, precision), []
+        for W, h, z in zip(reversed(weights), reversed(inputs), reversed(zs)):
+            d = rounded(d * rounded(f.df(z), precision), precision)
+            gradients.append(rounded(h.T @ d, precision))
+            d = rounded(d @ W.T, precision)
+    return gradients[::-1]
+
+
+def precision_grid(
+    *,
+    rng,
+    depths=(5, 10, 15, 20, 25, 30),
+    log2_scales=tuple(range(0, 29, 4)),
+    names=("sigmoid", "tanh"),
+    width=32,
+    batch=32,
+):
+    """How much of a gradient is lost in each format, by layer, for the lesson's explorable.
+
+    Weights have variance 1 / n. The gradient at the output is that of the mean squared error of random
+    outputs. An entry is lost if it is 0, inf or nan.
+
+    Args:
+        rng: numpy Generator.
+        depths: numbers of layers.
+        log2_scales: log2 of the loss scales.
+        names: activation functions.
+        width: n.
+        batch: number of examples.
+
+    Returns:
+        For each activation, format, depth and scale a dict of "activation", "precision", "depth", "log2_scale",
+        "zero" and "infinite" (shares of the entries of layers 1 ... depth, in percent).
+    """
+    weights = [initialize("lecun_normal", width, width, rng=generator(rng)) for _ in range(max(depths))]
+    x, dy = rng.standard_normal((2, batch, width))
+    dy = 2 * dy / dy.size
+    rows = []
+    for name in names:
+        for precision in PRECISIONS:
+            for depth in depths:
+                g = rounded_gradients(
+                    weights[:depth], x, dy, activation=name, precision=precision, scale=2.0 ** np.array(log2_scales)
+                )
+                zero = [100 * (layer == 0).mean(axis=(-2, -1)) for layer in g]
+                infinite = [100 * (~np.isfinite(layer)).mean(axis=(-2, -1)) for layer in g]
+                for i, k in enumerate(log2_scales):
+                    rows.append(
+                        {
+                            "activation": name, "precision": precision, "depth": depth, "log2_scale": k,
+                            "zero": [round(float(z[i]), 1) for z in zero],
+                            "infinite": [round(float(z[i]), 1) for z in infinite],
+                        }
+                    )  # fmt: skip
+    return rows
 
 
 def _unit_norm(p, ensemble_axes):
