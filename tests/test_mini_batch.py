@@ -6,7 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from browser import drawn, in_browser, open_explorable
 from vanishing import backpropagation as bp
+from vanishing import data
 from vanishing import mini_batch as mb
 
 repeat = settings(derandomize=True, max_examples=30, deadline=None)
@@ -162,3 +164,61 @@ def test_bad_input(call, error, message):
     """Errors name the argument, what came and what was expected."""
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("size", [(), (2,)])
+def test_noise_by_layer_is_that_of_the_examples(size):
+    """From one backward pass, and from each example's own gradient."""
+    net, x, labels = network(size)
+    each = mb.batch_gradients(net, x, lambda y, i: bp.d_cross_entropy(y, labels[i]), mb.batches(12, 1, shuffle=False))
+    squared_norm, trace = mb.layer_noise(net, bp.d_cross_entropy(net.forward(x), labels))
+    for k, key in enumerate(("0.0.W", "1.W")):
+        g = each[key]
+        np.testing.assert_allclose(squared_norm[k], np.square(g.mean(axis=0)).sum(axis=(-2, -1)), rtol=1e-10)
+        np.testing.assert_allclose(trace[k], g.var(axis=0).sum(axis=(-2, -1)), rtol=1e-10)
+
+
+def test_quadratic_loss_is_the_mean_of_runs():
+    """Each step within 5 standard errors of 4,000 runs; schedules of rate and size; a grid of both."""
+    curvature, start, variance = np.array([1.0, 0.2]), np.array([-1.5, 4.0]), 8.0
+    path = mb.noisy_paths([2, 32], [0.1, 0.7], rng=np.random.default_rng(0), runs=4000, steps=30)
+    loss = (curvature * path**2).sum(axis=-1) / 2  # (sizes, rates, runs, steps + 1)
+    for i, B in enumerate((2, 32)):
+        for j, eta in enumerate((0.1, 0.7)):
+            want = mb.quadratic_loss(np.full(30, eta), B, curvature=curvature, start=start, variance=variance)
+            error = loss[i, j].std(axis=0) / 4000**0.5
+            assert np.all(np.abs(loss[i, j].mean(axis=0) - want) < 5 * error + 1e-12)
+    rates = np.array([0.5, 0.1, 0.1])
+    one = [
+        mb.quadratic_loss(rates[:, None] * [1, 2], B, curvature=curvature, start=start, variance=variance)
+        for B in ([[1], [2], [4]], 3)
+    ]
+    for k in range(2):
+        alone = mb.quadratic_loss(rates * (k + 1), [1, 2, 4], curvature=curvature, start=start, variance=variance)
+        np.testing.assert_allclose(one[0][:, k], alone, rtol=1e-14)
+    assert one[1].shape == (4, 2)
+    noiseless = mb.quadratic_loss(np.full(3, 0.5), 1, curvature=1.0, start=2.0, variance=0.0)
+    np.testing.assert_allclose(noiseless, 2 * 0.25 ** np.arange(4))
+
+
+def test_a_race_is_gradient_descent():
+    """The full batch against a plain loop; the same starts for each rate; divergence is inf; steps to a target."""
+    d = data.digits()
+    x, y = d.x_train[:50], d.y_train[:50]
+    t, losses = mb.race(x, y, 50, [0.1, 1.0], rng=np.random.default_rng(0), steps=5, starts=2, hidden=4)
+    np.testing.assert_array_equal(t, np.arange(6))
+    net = bp.mlp([64, 4, 10], activation="tanh", init="lecun_normal", rng=np.random.default_rng(0), size=(2,))
+    for k in range(6):
+        logits = net.forward(x)
+        np.testing.assert_allclose(losses[k, 1], bp.cross_entropy(logits, y), rtol=1e-9)
+        net.backward(bp.d_cross_entropy(logits, y))
+        gradients = net.gradients
+        for key, p in net.parameters.items():
+            p -= gradients[key]
+    assert np.array_equal(losses[0, 0], losses[0, 1])
+    _, small = mb.race(x, y, 2, [0.01, 1e200], rng=np.random.default_rng(0), steps=40, starts=2, hidden=4)
+    assert np.all(small[-1, 0] < small[0, 0]) and not np.any(small[-1, 1] < small[0, 1])
+    at = mb.steps_to(t, losses, 2.0)
+    assert at.shape == (2, 2) and np.all(at[1] <= at[0])
+    np.testing.assert_allclose(mb.steps_to([0, 1, 2, 4], [3.0, np.inf, 2.0, 1.0], [1.5]), 3.0)
+    assert mb.steps_to([0, 1], [3.0, 2.0], 1.5) == np.inf
