@@ -39,6 +39,10 @@ GIVEN = {
         "1.1": "a stop of the explorable's slider; the page asserts what happens there",
         "1.4": "a stop of the explorable's slider; the page asserts what happens there",
     },
+    "mini-batch": {
+        "500": "a choice of answer in a prediction; the number of training images, rounded, stands beside it",
+        "1,400": "the number of training images, rounded",
+    },
 }
 
 

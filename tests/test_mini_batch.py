@@ -222,3 +222,54 @@ def test_a_race_is_gradient_descent():
     assert at.shape == (2, 2) and np.all(at[1] <= at[0])
     np.testing.assert_allclose(mb.steps_to([0, 1, 2, 4], [3.0, np.inf, 2.0, 1.0], [1.5]), 3.0)
     assert mb.steps_to([0, 1], [3.0, 2.0], 1.5) == np.inf
+
+
+@in_browser
+def test_the_explorable_of_the_race_moves_and_is_right(tab, server):
+    """Batch size, rate and count, moved by keyboard; the curve drawn is the library's."""
+    figure = open_explorable(tab, server, "chapters/mini-batch/lesson.html", "race")
+    d = data.digits(rng=np.random.default_rng(0))
+    x, y = d.x_train.astype(np.float32), d.y_train
+    rates = 0.04 * 2.0 ** np.arange(9)
+    size, count, slider = figure.locator("select").nth(0), figure.locator("select").nth(1), figure.locator("input")
+    for B, steps, presses, axis in ((16, 90, ("ArrowRight", 1), "examples"), (64, 40, ("ArrowRight", 2), "steps")):
+        size.select_option(str(B))
+        count.select_option(axis)
+        slider.focus()
+        for _ in range(presses[1]):
+            tab.keyboard.press(presses[0])
+        power = int(slider.input_value())
+        t, losses = mb.race(x, y, B, rates, rng=np.random.default_rng([0, B]), steps=steps, starts=3, points=20)
+        fields = ("size", "power", "t", "at", "middle")
+        seen = {r["t"]: r for r in drawn(tab, "race", *fields) if r["size"] == B and r["power"] == power}
+        assert set(t[1:]) <= set(seen)
+        for step, loss in zip(t[1:], np.median(losses[1:, power], axis=1)):
+            assert seen[step]["middle"] == pytest.approx(min(loss, 9), abs=0.02)
+            assert seen[step]["at"] == step * (B if axis == "examples" else 1)
+        assert figure.locator("text", has_text=f"batch {B}, rate {rates[power]:.2f}").count() == 1
+    assert tab.errors == [] and tab.outside == []
+
+
+@in_browser
+def test_the_explorable_of_the_path_moves_and_is_right(tab, server):
+    """Batch size and rate, moved by keyboard; path and expected loss are the library's."""
+    figure = open_explorable(tab, server, "chapters/mini-batch/lesson.html", "path")
+    sizes, rates = [1, 4, 16, 64, 256], np.arange(1, 22) / 10
+    bowl = {"curvature": np.array([1.0, 0.2]), "start": np.array([-1.5, 4.0]), "variance": 8.0}
+    paths = mb.noisy_paths(sizes, rates, rng=np.random.default_rng(3), **bowl)[:, :, 0]
+    size, slider = figure.locator("select"), figure.locator("input")
+    for B, key in ((64, "ArrowRight"), (1, "ArrowLeft")):
+        size.select_option(str(B))
+        slider.focus()
+        for _ in range(3):
+            tab.keyboard.press(key)
+        j = round(float(slider.input_value()) * 10) - 1
+        rows = [r for r in drawn(tab, "path", "size", "i", "u", "v") if r["size"] == B]
+        seen = {r["i"]: (r["u"], r["v"]) for r in rows}
+        assert sorted(seen) == list(range(41))
+        for i, w in enumerate(paths[sizes.index(B), j]):
+            np.testing.assert_allclose(seen[i], np.clip(w, -99, 99), atol=0.006)
+        end = mb.quadratic_loss(np.full(40, rates[j]), B, **bowl)[-1]
+        assert figure.locator("text", has_text=f"expected loss at the end: {float(f'{end:.3g}'):g}").count() == 1
+        assert figure.locator("text", has_text=f"{40 * B:,} examples").count() == 1
+    assert tab.errors == [] and tab.outside == []
