@@ -41,7 +41,10 @@ GIVEN = {
     },
     "mini-batch": {
         "500": "a choice of answer in a prediction; the number of training images, rounded, stands beside it",
-        "1,400": "the number of training images, rounded",
+        "1.28": "a stop of the explorable's slider; the page asserts what happens there",
+        "5.12": "a stop of the explorable's slider; the page asserts what happens there",
+        "10.24": "a stop of the explorable's slider; the page asserts what happens there",
+        "8192": "from the abstract that is cited beside it",
     },
 }
 
