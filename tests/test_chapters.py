@@ -42,6 +42,13 @@ GIVEN = {
     "recurrent": {
         "0.01": "a choice of answer in a prediction",
     },
+    "mini-batch": {
+        "500": "a choice of answer in a prediction; the number of training images, rounded, stands beside it",
+        "1.28": "a stop of the explorable's slider; the page asserts what happens there",
+        "5.12": "a stop of the explorable's slider; the page asserts what happens there",
+        "10.24": "a stop of the explorable's slider; the page asserts what happens there",
+        "8192": "from the abstract that is cited beside it",
+    },
 }
 
 

@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vanishing as vg
+from browser import drawn, in_browser, open_explorable
 from vanishing import backpropagation as bp
+from vanishing import data
 from vanishing import mini_batch as mb
 
 repeat = settings(derandomize=True, max_examples=30, deadline=None)
@@ -163,3 +165,111 @@ def test_bad_input(call, error, message):
     """Errors name the argument, what came and what was expected."""
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("size", [(), (2,)])
+def test_noise_by_layer_is_that_of_the_examples(size):
+    """From one backward pass, and from each example's own gradient."""
+    net, x, labels = network(size)
+    each = mb.batch_gradients(net, x, lambda y, i: vg.d_cross_entropy(y, labels[i]), mb.batches(12, 1, shuffle=False))
+    squared_norm, trace = mb.layer_noise(net, vg.d_cross_entropy(net.forward(x), labels))
+    for k, key in enumerate(("0.0.W", "1.W")):
+        g = each[key]
+        np.testing.assert_allclose(squared_norm[k], np.square(g.mean(axis=0)).sum(axis=(-2, -1)), rtol=1e-10)
+        np.testing.assert_allclose(trace[k], g.var(axis=0).sum(axis=(-2, -1)), rtol=1e-10)
+
+
+def test_quadratic_loss_is_the_mean_of_runs():
+    """Each step within 5 standard errors of 4,000 runs; schedules of rate and size; a grid of both."""
+    curvature, start, variance = np.array([1.0, 0.2]), np.array([-1.5, 4.0]), 8.0
+    path = mb.noisy_paths([2, 32], [0.1, 0.7], rng=np.random.default_rng(0), runs=4000, steps=30)
+    loss = (curvature * path**2).sum(axis=-1) / 2  # (sizes, rates, runs, steps + 1)
+    for i, B in enumerate((2, 32)):
+        for j, eta in enumerate((0.1, 0.7)):
+            want = mb.quadratic_loss(np.full(30, eta), B, curvature=curvature, start=start, variance=variance)
+            error = loss[i, j].std(axis=0) / 4000**0.5
+            assert np.all(np.abs(loss[i, j].mean(axis=0) - want) < 5 * error + 1e-12)
+    rates = np.array([0.5, 0.1, 0.1])
+    one = [
+        mb.quadratic_loss(rates[:, None] * [1, 2], B, curvature=curvature, start=start, variance=variance)
+        for B in ([[1], [2], [4]], 3)
+    ]
+    for k in range(2):
+        alone = mb.quadratic_loss(rates * (k + 1), [1, 2, 4], curvature=curvature, start=start, variance=variance)
+        np.testing.assert_allclose(one[0][:, k], alone, rtol=1e-14)
+    assert one[1].shape == (4, 2)
+    noiseless = mb.quadratic_loss(np.full(3, 0.5), 1, curvature=1.0, start=2.0, variance=0.0)
+    np.testing.assert_allclose(noiseless, 2 * 0.25 ** np.arange(4))
+
+
+def test_a_race_is_gradient_descent():
+    """The full batch against a plain loop; the same starts for each rate; divergence is inf; steps to a target."""
+    d = data.digits()
+    x, y = d.x_train[:50], d.y_train[:50]
+    t, losses = mb.race(x, y, 50, [0.1, 1.0], rng=np.random.default_rng(0), steps=5, starts=2, hidden=4)
+    np.testing.assert_array_equal(t, np.arange(6))
+    net = bp.mlp([64, 4, 10], activation="tanh", init="lecun_normal", rng=np.random.default_rng(0), size=(2,))
+    for k in range(6):
+        logits = net.forward(x)
+        np.testing.assert_allclose(losses[k, 1], vg.cross_entropy(logits, y), rtol=1e-9)
+        net.backward(vg.d_cross_entropy(logits, y))
+        gradients = net.gradients
+        for key, p in net.parameters.items():
+            p -= gradients[key]
+    assert np.array_equal(losses[0, 0], losses[0, 1])
+    _, small = mb.race(x, y, 2, [0.01, 1e200], rng=np.random.default_rng(0), steps=40, starts=2, hidden=4)
+    assert np.all(small[-1, 0] < small[0, 0]) and not np.any(small[-1, 1] < small[0, 1])
+    at = mb.steps_to(t, losses, 2.0)
+    assert at.shape == (2, 2) and np.all(at[1] <= at[0])
+    np.testing.assert_allclose(mb.steps_to([0, 1, 2, 4], [3.0, np.inf, 2.0, 1.0], [1.5]), 3.0)
+    assert mb.steps_to([0, 1], [3.0, 2.0], 1.5) == np.inf
+
+
+@in_browser
+def test_the_explorable_of_the_race_moves_and_is_right(tab, server):
+    """Batch size, rate and count, moved by keyboard; the curve drawn is the library's."""
+    figure = open_explorable(tab, server, "chapters/mini-batch/lesson.html", "race")
+    d = data.digits(rng=np.random.default_rng(0))
+    x, y = d.x_train.astype(np.float32), d.y_train
+    rates = 0.04 * 2.0 ** np.arange(9)
+    size, count, slider = figure.locator("select").nth(0), figure.locator("select").nth(1), figure.locator("input")
+    for B, steps, presses, axis in ((16, 90, ("ArrowRight", 1), "examples"), (64, 40, ("ArrowRight", 2), "steps")):
+        size.select_option(str(B))
+        count.select_option(axis)
+        slider.focus()
+        for _ in range(presses[1]):
+            tab.keyboard.press(presses[0])
+        power = int(slider.input_value())
+        t, losses = mb.race(x, y, B, rates, rng=np.random.default_rng([0, B]), steps=steps, starts=3, points=20)
+        fields = ("size", "power", "t", "at", "middle")
+        seen = {r["t"]: r for r in drawn(tab, "race", *fields) if r["size"] == B and r["power"] == power}
+        assert set(t[1:]) <= set(seen)
+        for step, loss in zip(t[1:], np.median(losses[1:, power], axis=1)):
+            assert seen[step]["middle"] == pytest.approx(min(loss, 9), abs=0.02)
+            assert seen[step]["at"] == step * (B if axis == "examples" else 1)
+        assert figure.locator("text", has_text=f"batch {B}, rate {rates[power]:.2f}").count() == 1
+    assert tab.errors == [] and tab.outside == []
+
+
+@in_browser
+def test_the_explorable_of_the_path_moves_and_is_right(tab, server):
+    """Batch size and rate, moved by keyboard; path and expected loss are the library's."""
+    figure = open_explorable(tab, server, "chapters/mini-batch/lesson.html", "path")
+    sizes, rates = [1, 4, 16, 64, 256], np.arange(1, 22) / 10
+    bowl = {"curvature": np.array([1.0, 0.2]), "start": np.array([-1.5, 4.0]), "variance": 8.0}
+    paths = mb.noisy_paths(sizes, rates, rng=np.random.default_rng(3), **bowl)[:, :, 0]
+    size, slider = figure.locator("select"), figure.locator("input")
+    for B, key in ((64, "ArrowRight"), (1, "ArrowLeft")):
+        size.select_option(str(B))
+        slider.focus()
+        for _ in range(3):
+            tab.keyboard.press(key)
+        j = round(float(slider.input_value()) * 10) - 1
+        (row,) = {str(r): r for r in drawn(tab, "path", "shown", "size", "u", "v") if r["size"] == B}.values()
+        np.testing.assert_allclose(
+            np.transpose([row["u"], row["v"]]), np.clip(paths[sizes.index(B), j], -99, 99), atol=0.006
+        )
+        end = mb.quadratic_loss(np.full(40, rates[j]), B, **bowl)[-1]
+        assert figure.locator("text", has_text=f"expected loss at the end: {float(f'{end:.3g}'):g}").count() == 1
+        assert figure.locator("text", has_text=f"{40 * B:,} examples").count() == 1
+    assert tab.errors == [] and tab.outside == []

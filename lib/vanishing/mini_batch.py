@@ -5,10 +5,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ._validate import generator, positive_integer
+from .backpropagation import Activate, Dense, Sequential
+from .initialization import initialize
+from .softmax import cross_entropy, d_cross_entropy
 
 __all__ = [
     "GradientNoise", "batch_gradients", "batches", "constant_rate", "cosine_decay", "gradient_noise",
-    "step_decay", "warm_up",
+    "layer_noise", "noisy_paths", "quadratic_loss", "race", "step_decay", "steps_to", "warm_up",
 ]  # fmt: skip
 
 
@@ -107,6 +110,148 @@ def gradient_noise(gradients, *, batch_size=1, ensemble_axes=0):
     trace = B * len(g) * trace_of_mean
     scale = np.divide(trace, squared_norm, out=np.full_like(trace, np.inf), where=squared_norm > 0)
     return GradientNoise(squared_norm, trace, scale[()])
+
+
+def layer_noise(net, dy):
+    """Signal and noise of each block's weights, from one backward pass: |G|^2 and tr(Sigma).
+
+    One example's gradient of W is the outer product of its input h_i and its delta_i, so that
+    |G_i|^2 = |h_i|^2 |delta_i|^2, and no example's gradient is ever written down:
+
+        tr(Sigma) = mean_i |G_i|^2 - |G|^2
+
+    Here the batch is all there is: nothing is estimated, and Sigma divides by M, not by M - 1.
+
+    Args:
+        net: `mlp` without norm and residual, after a `forward` with M examples.
+        dy: gradient of the mean loss at the output, shape (..., M, n_out).
+
+    Returns:
+        (squared_norm, trace), each of shape (number of blocks, ...), first block first.
+    """
+    squared_norm, trace = [], []
+    for block in reversed(net.layers):
+        dense, *rest = getattr(block, "layers", [block])
+        for layer in reversed(rest):
+            dy = layer.backward(dy)
+        M = dy.shape[-2]
+        each = np.square(dense.x).sum(axis=-1) * np.square(M * dy).sum(axis=-1)  # (..., M): |h_i|^2 |delta_i|^2
+        dy = dense.backward(dy)
+        squared_norm.append(np.square(dense.gradients["W"]).sum(axis=(-2, -1)))
+        trace.append(each.mean(axis=-1) - squared_norm[-1])
+    return np.stack(squared_norm[::-1]), np.stack(trace[::-1])
+
+
+# Descent on a quadratic, in expectation and as single runs
+
+
+def quadratic_loss(rates, sizes, *, curvature, start, variance):
+    """E C after each step of noisy descent on C = sum_k curvature_k w_k^2 / 2.
+
+    The gradient of a batch of B is curvature w + noise, the noise new in each step, with mean 0 and
+    variance / B. So E w^2 <- (1 - rate curvature)^2 E w^2 + rate^2 variance / B, which is exact.
+
+    Args:
+        rates, sizes: the rate and the batch size of each step, numbers or arrays (steps, ...) that
+            broadcast with each other.
+        curvature, start, variance: of each direction, shape (k,) or numbers: the variance is that of
+            one example's gradient.
+
+    Returns:
+        Array (steps + 1, ...), the start first.
+    """
+    rates, sizes = np.broadcast_arrays(np.atleast_1d(rates), np.atleast_1d(sizes))
+    square = np.square(np.atleast_1d(start)).astype(float)
+    square, curvature = np.broadcast_arrays(square, np.atleast_1d(curvature))
+    losses = [np.full(rates.shape[1:], (curvature * square).sum() / 2)]
+    for eta, B in zip(rates[..., None], sizes[..., None]):
+        square = (1 - eta * curvature) ** 2 * square + eta**2 * variance / B
+        losses.append((curvature * square).sum(axis=-1) / 2)
+    return np.stack(losses)
+
+
+def noisy_paths(sizes, rates, *, rng, steps=40, curvature=(1.0, 0.2), start=(-1.5, 4.0), variance=8.0, runs=1):
+    """Runs of the descent whose expected loss is `quadratic_loss`, with Gaussian noise.
+
+    All batch sizes and rates see the same noise, times 1 / sqrt(B).
+
+    Args:
+        sizes, rates: arrays (n_sizes,) and (n_rates,).
+        curvature, start, variance: as in `quadratic_loss`.
+
+    Returns:
+        Array (n_sizes, n_rates, runs, steps + 1, k) of the positions.
+    """
+    B, eta = np.ix_(np.asarray(sizes, float), np.asarray(rates, float))
+    B, eta, curvature = B[..., None, None], eta[..., None, None], np.asarray(curvature)
+    noise = variance**0.5 * generator(rng).standard_normal((steps, runs, len(curvature)))
+    w = np.broadcast_to(np.asarray(start, float), (*np.broadcast_shapes(B.shape, eta.shape)[:2], runs, len(curvature)))
+    path = [w]
+    for e in noise:
+        w = w - eta * (curvature * w + e / np.sqrt(B))
+        path.append(w)
+    return np.stack(path, axis=-2)
+
+
+def race(x, labels, size, rates, *, rng, steps, starts=4, hidden=16, points=40):
+    """Training loss of a small tanh network by stochastic gradient descent, for several rates.
+
+    Every rate has the same starts and sees the same batches, drawn with replacement; a `size` of at
+    least len(x) means the full batch.
+
+    Args:
+        x: inputs, (M, n_in). labels: integers, (M,).
+        size: examples in a batch.
+        rates: learning rates, (n_rates,).
+        steps: number of steps.
+        starts: number of random networks.
+        hidden: units of the hidden layer.
+        points: about how many times the loss is measured, more often early.
+
+    Returns:
+        (t, losses): the steps after which the loss over all of x was measured, 0 first, and the
+        losses (len(t), n_rates, starts); inf where a run left the range of floats.
+    """
+    rng, M, x = generator(rng), len(x), np.asarray(x)
+    eta = np.asarray(rates, x.dtype).reshape(-1, 1, 1, 1)
+    widths = (x.shape[1], hidden, labels.max() + 1)
+    W = [initialize("lecun_normal", a, b, rng=rng, size=(starts,), dtype=x.dtype) for a, b in zip(widths, widths[1:])]
+    W = [np.repeat(w[None], len(eta), axis=0) for w in W]
+    net = Sequential([Dense(W[0]), Activate("tanh"), Dense(W[1])])
+    t = np.unique(np.round(np.geomspace(1, steps, points)).astype(int))
+    losses = [cross_entropy(net.forward(x), labels)]
+    with np.errstate(all="ignore"):  # some of the rates diverge
+        for step in range(1, t[-1] + 1):
+            i = rng.integers(M, size=(starts, size)) if size < M else np.arange(M)
+            logits = np.nan_to_num(net.forward(x[i]), posinf=0, neginf=0)
+            net.backward(d_cross_entropy(logits, np.broadcast_to(labels[i], logits.shape[:-1])))
+            gradients = net.gradients
+            for key, p in net.parameters.items():
+                p -= (eta if p.ndim == 4 else eta[..., 0]) * gradients[key]
+            if step in t:
+                logits = net.forward(x)
+                finite = np.isfinite(logits).all(axis=(-2, -1))
+                losses.append(np.where(finite, cross_entropy(np.nan_to_num(logits), labels), np.inf))
+    return np.append(0, t), np.stack(losses)
+
+
+def steps_to(t, losses, target):
+    """The step at which each curve first comes down to `target`, linear between measurements.
+
+    Args:
+        t: steps, (n,). losses: (n, ...), above the target at first.
+
+    Returns:
+        Array (...); inf where a curve does not come down to it.
+    """
+    t, losses = np.asarray(t, float), np.asarray(losses, float)
+    curves, column = losses.reshape(len(t), -1), np.arange(losses[0].size)
+    below = curves <= target
+    k = np.maximum(below.argmax(axis=0), 1)
+    high, low = curves[k - 1, column], curves[k, column]
+    share = np.divide(high - target, high - low, out=np.ones_like(low), where=np.isfinite(high) & (high > low))
+    step = np.where(below.any(axis=0), t[k - 1] + (t[k] - t[k - 1]) * share, np.inf)
+    return step.reshape(losses.shape[1:])[()]
 
 
 # Learning-rate schedules: step -> rate, with steps counted from 0, for a number or an array of steps.
