@@ -39,6 +39,7 @@ GIVEN = {
         "1.1": "a stop of the explorable's slider; the page asserts what happens there",
         "1.4": "a stop of the explorable's slider; the page asserts what happens there",
     },
+    "adam": {"2.1": "the number of a section of the paper"},
 }
 
 

@@ -326,7 +326,7 @@ def surface_paths(conditions=(1, 10, 100), log10_rates=(-3, -2.5, -2, -1.5, -1, 
     """Paths of five optimizers on the four surfaces, for each condition number and rate.
 
     They start where u = -2, v = 0.8 (u along the flat direction, v along the steep one), on the saddle at
-    (0.001, 0.8). A path that leaves the square |x|, |y| <= 10 ends there.
+    (0.001, 0.8). A path that leaves the square |x|, |y| <= 10 ends with its first point outside.
 
     Returns:
         A list of rows {"surface", "optimizer", "condition", "rate" (its log10), "t", "x", "y", "loss"}: t, x and y
@@ -359,7 +359,7 @@ def surface_paths(conditions=(1, 10, 100), log10_rates=(-3, -2.5, -2, -1.5, -1, 
                 loss = surface(name, *path[-1].T, condition)[0]
             for i, (c, r) in enumerate(pairs):
                 stays = bool(inside[:, i].all())
-                end = steps + 1 if stays else int(np.argmin(inside[:, i]))
+                end = steps + 1 if stays else int(np.argmin(inside[:, i])) + 1
                 x, y = path[:end, i].T.round(3).tolist()
                 rows.append(
                     {"surface": name, "optimizer": optimizer_name, "condition": c, "rate": r, "t": list(range(end)),
