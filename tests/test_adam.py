@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from browser import drawn, in_browser, open_explorable
 from vanishing import adam
 
 repeat = settings(derandomize=True, max_examples=40, deadline=None)
@@ -208,3 +209,173 @@ def test_a_refused_step_changes_nothing():
     with pytest.raises(ValueError, match=r"gradients\['b'\]"):
         optimizer.step(p, {"a": np.ones(2), "b": np.ones(3)})
     assert np.all(p["a"] == 1) and optimizer.t == 0
+
+
+# What the page's explorables and derivations use
+
+
+def test_adam_step_is_the_optimizers():
+    """The function and the class make the same steps."""
+    rng = np.random.default_rng(0)
+    p, optimizer, m, v = {"x": np.zeros(4)}, adam.Adam(1.0, 0.8, 0.95, 0.1), 0.0, 0.0
+    for t in range(1, 30):
+        g, before = rng.standard_normal(4), p["x"].copy()
+        optimizer.step(p, {"x": g})
+        step, m, v = adam.adam_step(g, m, v, t, 0.8, 0.95, 0.1)
+        np.testing.assert_allclose(before - p["x"], step, rtol=1e-10)
+
+
+@repeat
+@given(st.floats(0, 0.95), st.floats(0.01, 0.999), st.integers(1, 60), st.integers(0, 99))
+def test_step_bound_holds_and_is_reached(fraction, beta2, t, seed):
+    """No random gradients exceed it; those that grow by beta2 / beta1 reach it."""
+    beta1 = fraction * beta2**0.5
+    bound = adam.step_bound(beta1, beta2, t)
+
+    def last(g):
+        m, v = adam.ema(g, beta1)[-1], adam.ema(g**2, beta2)[-1]
+        return abs(m) / np.sqrt(v)
+
+    rng = np.random.default_rng(seed)
+    assert last(rng.standard_normal(t) * np.exp(rng.standard_normal(t))) <= bound * (1 + 1e-9)
+    assert last(np.maximum((beta1 / beta2) ** np.arange(t - 1, -1, -1.0), 1e-120)) == pytest.approx(bound, rel=1e-6)
+    assert bound <= adam.step_bound(beta1, beta2, np.inf) * (1 + 1e-9)
+
+
+def test_step_bound_values():
+    """7.27 for the defaults, far above the 3.16 of a single spike; 1 where the two fractions are equal."""
+    assert adam.step_bound(0.9, 0.999, np.inf) == pytest.approx(7.27, abs=0.005)
+    np.testing.assert_allclose(adam.step_bound(0.9, 0.9, [1, 5, np.inf]), 1)
+
+
+@pytest.mark.parametrize("ratio", [1, 10, 100])
+def test_optimal_momentum_is_optimal(ratio):
+    """The spectral radius on both ends is sqrt(momentum), and no neighbor is better."""
+
+    def radius(rate, momentum):
+        worst = 0
+        for c in np.linspace(2, 2 * ratio, 50):
+            worst = max(worst, np.abs(np.roots([1, rate * c - 1 - momentum, momentum])).max())
+        return worst
+
+    rate, momentum = adam.optimal_momentum(2, 2 * ratio)
+    best = radius(rate, momentum)
+    assert best == pytest.approx((ratio**0.5 - 1) / (ratio**0.5 + 1), abs=1e-4)
+    for a, b in ((1.02, 1), (0.98, 1), (1, 1.02), (1, 0.98)):
+        assert radius(rate * a, momentum * b) >= best - 1e-4
+
+
+@pytest.mark.parametrize("name", adam.SURFACES)
+def test_surfaces_have_their_gradients_and_curvatures(name):
+    """Against central differences; at the minimum the curvatures are 1 and the condition number."""
+    rng, h = np.random.default_rng(1), 1e-5
+    x, y = rng.uniform(-1, 1, (2, 20))
+    _, dx, dy = adam.surface(name, x, y, 3.0)
+    np.testing.assert_allclose(dx, (adam.surface(name, x + h, y, 3.0)[0] - adam.surface(name, x - h, y, 3.0)[0]) / 2 / h, atol=1e-8)  # fmt: skip
+    np.testing.assert_allclose(dy, (adam.surface(name, x, y + h, 3.0)[0] - adam.surface(name, x, y - h, 3.0)[0]) / 2 / h, atol=1e-8)  # fmt: skip
+    columns = [[(adam.surface(name, *(h * e), 3.0)[k] - adam.surface(name, *(-h * e), 3.0)[k]) / 2 / h for k in (1, 2)] for e in np.eye(2)]  # fmt: skip
+    np.testing.assert_allclose(np.sort(np.linalg.eigvalsh(columns)), [-1 if name == "saddle" else 1, 3], atol=1e-6)
+
+
+def test_surface_paths():
+    """Rows of plain lists; gradient descent's path is its formula; a path that leaves ends there."""
+    rows = adam.surface_paths(steps=10)
+    assert len(rows) == 4 * 5 * 3 * 7
+    for r in rows:
+        assert len(r["t"]) == len(r["x"]) == len(r["y"]) <= 11
+        *inside, last = np.maximum(np.abs(r["x"]), np.abs(r["y"]))
+        assert max(inside) <= 10 and (last >= 10 if r["loss"] is None else last <= 10)
+    (row,) = [r for r in rows if (r["surface"], r["optimizer"], r["condition"], r["rate"]) == ("ravine", "gradient descent", 10, -1)]  # fmt: skip
+    np.testing.assert_allclose(row["x"], -2 * 0.9 ** np.arange(11), atol=6e-4)
+    np.testing.assert_allclose(row["y"], [0.8] + 10 * [0], atol=6e-4)
+
+
+def test_signal_grid():
+    """The averages are ema's, of the same gradient in each row, whose mean jumps halfway."""
+    rows = adam.signal_grid(rng=np.random.default_rng(0), steps=2000)
+    assert len(rows) == 18
+    g = np.array(rows[0]["g"])
+    assert abs(g[:1000].mean() - 1) < 0.15 and abs(g[1000:].mean() + 1) < 0.15
+    for r in rows:
+        assert r["g"] == rows[0]["g"]
+        np.testing.assert_allclose(r["m"], adam.ema(g, r["beta1"], False), atol=1e-5)
+        np.testing.assert_allclose(r["v"], adam.ema(g**2, r["beta2"], False), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: adam.step_bound(0.9, 0.5, 3), "beta1: got 0.9, expected beta1\\^2 below beta2 = 0.5"),
+        (lambda: adam.step_bound(0.9, 0.99, 0), "t: got 0.0, expected steps of at least 1"),
+        (lambda: adam.step_bound(0.9, 1, 1), "beta2: got 1, expected"),
+        (lambda: adam.optimal_momentum(2, 1), "smallest, largest: got 2 and 1"),
+        (lambda: adam.surface("hill", 0, 0, 1), "name: got 'hill', expected one of ravine"),
+    ],
+)
+def test_more_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def choose(tab, menu, wanted):
+    """By keyboard: some options begin like others, so by arrows and not by typing."""
+    options = menu.locator("option").all_text_contents()
+    menu.focus()
+    tab.keyboard.press("Home")
+    for _ in range(options.index(wanted)):
+        tab.keyboard.press("ArrowDown")
+
+
+@in_browser
+def test_the_explorable_of_averages_moves_and_is_right(tab, server):
+    """Each menu by keyboard; the average and the step drawn are the library's for that choice."""
+    figure = open_explorable(tab, server, "chapters/adam/lesson.html", "averages")
+    menus = figure.locator("select")
+    assert menus.count() == 3
+    grid = adam.signal_grid(rng=np.random.default_rng(2))
+    for beta1, beta2, correction in (("0.5", "0.99", "yes"), ("0.98", "0.9", "no"), ("0.8", "0.999", "yes")):
+        for i, wanted in enumerate((beta1, beta2, correction)):
+            before = menus.nth(i).input_value()
+            choose(tab, menus.nth(i), wanted)
+            assert menus.nth(i).input_value() == wanted != before
+        seen = sorted(drawn(tab, "averages", "t", "g", "average", "move"), key=lambda r: r["t"])
+        g = np.array(grid[0]["g"])
+        m = adam.ema(g, float(beta1), correction == "yes")
+        step = m / np.sqrt(adam.ema(g**2, float(beta2), correction == "yes"))
+        np.testing.assert_allclose([r["average"] for r in seen], m, atol=2e-3)
+        np.testing.assert_allclose([r["move"] for r in seen], step, atol=2e-2)
+        assert figure.locator("text", has_text=f"{max(r['move'] for r in seen):.2f}").count() == 1
+    assert tab.errors == [] and tab.outside == []
+
+
+@in_browser
+def test_the_explorable_of_surfaces_moves_and_is_right(tab, server):
+    """Each menu and the slider by keyboard; path, end and background are the library's for that choice."""
+    figure = open_explorable(tab, server, "chapters/adam/lesson.html", "surfaces")
+    rows = {(r["surface"], r["optimizer"], r["condition"], r["rate"]): r for r in adam.surface_paths()}
+    menus, slider = figure.locator("select"), figure.locator("input[type=range]")
+    assert menus.count() == 3 and slider.count() == 1
+    for name, optimizer, condition, press in (
+        ("saddle", "momentum 0.9", "10", "ArrowLeft"),
+        ("plateau", "AdaGrad", "100", "ArrowRight"),
+        ("ravine, turned", "gradient descent", "1", "ArrowRight"),
+        ("ravine", "RMSProp", "100", "ArrowLeft"),
+    ):
+        for i, wanted in enumerate((name, optimizer, condition)):
+            before = menus.nth(i).input_value()
+            choose(tab, menus.nth(i), wanted)
+            assert menus.nth(i).input_value() == wanted != before
+        before = slider.input_value()
+        slider.focus()
+        tab.keyboard.press(press)
+        assert slider.input_value() != before
+        row = rows[name, optimizer, int(condition), float(slider.input_value())]
+        seen = sorted(drawn(tab, "surfaces", "step", "x", "y"), key=lambda r: r["step"])
+        assert [r["x"] for r in seen] == row["x"] and [r["y"] for r in seen] == row["y"]
+        text = "loss at the end" if row["loss"] is not None else "the path has left"
+        assert figure.locator("text", has_text=text).count() == 1
+        tiles = drawn(tab, "surfaces", "a", "b", "value")
+        assert len(tiles) == 720
+        a, b, value = (np.array([r[k] for r in tiles]) for k in ("a", "b", "value"))
+        np.testing.assert_allclose(value, adam.surface(name, a, b, float(condition))[0], atol=1e-9)
+    assert tab.errors == [] and tab.outside == []

@@ -49,6 +49,7 @@ GIVEN = {
         "10.24": "a stop of the explorable's slider; the page asserts what happens there",
         "8192": "from the abstract that is cited beside it",
     },
+    "adam": {"2.1": "the number of a section of the paper"},
 }
 
 
