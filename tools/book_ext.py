@@ -12,7 +12,9 @@ import vl_convert
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from myst_nb.core.render import load_mime_renders
+from sphinx.errors import ExtensionError
 from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util.docutils import SphinxRole
 from sphinxcontrib import katex
 
 from vanishing import exercises, explorable, ledger
@@ -126,6 +128,18 @@ class ledger_node(nodes.General, nodes.Element):
     pass
 
 
+class LedgerRole(SphinxRole):
+    """`{ledger}`C33``: a link to the place where a claim or a result has its verdict."""
+
+    def run(self):
+        self.env.note_dependency(str(BUILD / "ledger.json"))
+        return [ledger_link(id=self.text)], []
+
+
+class ledger_link(nodes.Inline, nodes.Element):
+    pass
+
+
 def table(head, rows):
     """A docutils table of strings and nodes."""
     group = nodes.tgroup(cols=len(head))
@@ -143,16 +157,27 @@ def table(head, rows):
 
 def fill_ledgers(app, doctree, docname):
     """Put what the runs said in the place of each `{ledger}`."""
-    for node in list(doctree.findall(ledger_node)):
+    links, tables = (list(doctree.findall(node)) for node in (ledger_link, ledger_node))
+    if not links + tables:
+        return
+    found = {e["id"]: e for e in json.loads((BUILD / "ledger.json").read_text("utf-8"))["entries"]}
+
+    def place(entry, text):
+        target = app.builder.get_relative_uri(docname, entry["page"]) + f"#{entry['id'].lower()}"
+        return nodes.reference("", text, refuri=target, internal=True)
+
+    for node in links:
+        if node["id"] not in found:
+            raise ExtensionError(f"{docname}: {{ledger}}`{node['id']}`, which no page has answered")
+        node.replace_self(place(found[node["id"]], node["id"]))
+    for node in tables:
         kind = node["kind"]
-        found = {e["id"]: e for e in json.loads((BUILD / "ledger.json").read_text("utf-8"))["entries"]}
         known = ledger.registry()[kind]
         answered = [found[id] for id in known if id in found]
         still_open = [[id, item["says"], item["chapter"]] for id, item in known.items() if id not in found]
 
         def where(entry):
-            place = app.builder.get_relative_uri(docname, entry["page"]) + f"#{entry['id'].lower()}"
-            return nodes.reference("", entry["page"].removeprefix("chapters/"), refuri=place, internal=True)
+            return place(entry, entry["page"].removeprefix("chapters/"))
 
         content = claims(answered, where) if kind == "claims" else results(answered, where)
         if still_open:
@@ -248,7 +273,9 @@ def setup(app):
     app.add_post_transform(TrueMinus)
     app.add_post_transform(PlainNotebook)
     app.add_node(ledger_node)
+    app.add_node(ledger_link)
     app.add_directive("ledger", LedgerTable)
+    app.add_role("ledger", LedgerRole())
     app.connect("doctree-resolved", fill_ledgers)
     app.connect("builder-inited", write_vega)
     app.connect("html-page-context", defer_scripts, priority=900)  # after those who add scripts
