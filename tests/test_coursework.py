@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 
 import joblib
@@ -346,6 +348,30 @@ def test_regrading_changes_nothing_and_an_interrupted_run_goes_on(graded, homewo
     grade(folder, homework, out, jobs=1, progress=False)
     assert picture() == before
     assert sum(p.stat().st_mtime_ns != written[p] for p in out.rglob("results.json")) == 1
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
+def test_a_run_that_is_killed_goes_on(name, homework, tmp_path, sandbox):  # noqa: F811
+    """By Ctrl-C or worse, in the middle of a class: what was graded is kept, and the end is as if nothing had been."""
+    folder, out = tmp_path / "class", tmp_path / "grades"
+    folder.mkdir()
+    for i in range(12):
+        (folder / f"student {i}.ipynb").write_text(notebook(RIGHT, "import time\ntime.sleep(0.5)"), "utf-8")
+    command = [sys.executable, "-m", "vanishing.coursework", "grade", folder, "--assignment", homework, "--out", out]
+    run = subprocess.Popen([*command, "--jobs", "2"], start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list(out.glob("results/*/results.json"))) < 3:
+        assert run.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(run.pid, getattr(signal, name))
+    assert run.wait(timeout=30) != 0
+    kept = {p: p.stat().st_mtime_ns for p in out.glob("results/*/results.json")}
+    assert 3 <= len(kept) < 12 and not (out / "grades.csv").exists()
+    again = grade(folder, homework, out, jobs=2, progress=False)
+    assert len(again) == 12 and {r["score"] for r in again} == {4}
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+    whole = grade(folder, homework, tmp_path / "whole", jobs=2, progress=False)
+    assert whole == again and (tmp_path / "whole" / "grades.csv").read_bytes() == (out / "grades.csv").read_bytes()
 
 
 def test_a_class_in_processes_and_on_a_cluster(graded, homework, tmp_path):
