@@ -309,7 +309,7 @@ def residual_grid(*, rng, names=("relu", "tanh", "identity"), depths=(10, 40, 16
     """
     from .chain_rule import gradient_flow
 
-    x, dy = rng.standard_normal((2, networks, 8, width)).astype(np.float32)
+    x, dy = rng.standard_normal((2, networks, 4, width)).astype(np.float32)
     rows, seed = [], generator(rng).integers(2**32)
     for name in names:
         for depth in depths:
