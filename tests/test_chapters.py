@@ -35,6 +35,10 @@ GIVEN = {
         "24.3": "what is said elsewhere, the claim that the page answers",
         "9.8": "what is said elsewhere, the claim that the page answers",
     },
+    "residuals": {
+        "110": "layers of a network in the abstract that the sentence cites",
+        "34": "layers, from the same abstract",
+    },
     "initialization": {
         "1.1": "a stop of the explorable's slider; the page asserts what happens there",
         "1.4": "a stop of the explorable's slider; the page asserts what happens there",
