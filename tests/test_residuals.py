@@ -425,7 +425,7 @@ def test_the_mean_square_follows_the_law_of_paths():
     pre = rs.residual_stack(64, L, rng=rng, norm="rms", size=(60,))
     x, dy = rng.standard_normal((2, 60, 8, 64))
     pre.forward(x)
-    assert (pre.backward(dy, weights=False) ** 2).mean() == pytest.approx(L + 1, rel=0.15)
+    assert (pre.backward(dy, weights=False) ** 2).mean() == pytest.approx(L + 1, rel=0.25)
 
 
 def test_autocorrelation():
@@ -516,7 +516,7 @@ def test_the_explorable_of_scales_moves_and_is_right(tab, server):
     menus, slider = figure.locator("select"), figure.locator("input[type=range]")
     assert menus.count() == 3 and slider.count() == 1
     for scale, activation, depth in (
-        ("1/sqrt(L)", "relu", "40"),
+        ("1/sqrt(L)", "tanh", "40"),
         ("pre-norm", "identity", "10"),
         ("plain", "tanh", "160"),
     ):
@@ -557,8 +557,8 @@ def test_the_explorable_of_shattered_gradients_moves_and_is_right(tab, server):
         tab.keyboard.press(key)
         assert slider.input_value() != before
         row = rows[kind, int(slider.input_value())]
-        seen = drawn(tab, "shatter", "x", "gradient", "correlation")
-        assert [(r["x"], r["gradient"]) for r in seen] == list(zip(row["x"], row["gradient"]))
+        seen = drawn(tab, "shatter", "place", "slope")
+        assert [(r["place"], r["slope"]) for r in seen] == list(zip(row["x"], row["gradient"]))
         says = f"correlation of neighbors: {row['correlation']:.2f}".replace("-", "−")
         assert figure.locator("text", has_text=says).count() == 1
     assert tab.errors == [] and tab.outside == []
