@@ -39,6 +39,10 @@ GIVEN = {
         "1.1": "a stop of the explorable's slider; the page asserts what happens there",
         "1.4": "a stop of the explorable's slider; the page asserts what happens there",
     },
+    "residuals": {
+        "110": "layers of a network in the abstract that the sentence cites",
+        "34": "layers, from the same abstract",
+    },
     "recurrent": {
         "0.01": "a choice of answer in a prediction",
     },

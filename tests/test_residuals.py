@@ -1,5 +1,7 @@
 """Skip connections against gradcheck and torch autograd, and gradients through very deep ones."""
 
+import math
+
 import mpmath
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vanishing as vg
+from browser import drawn, in_browser, open_explorable
 from vanishing import backpropagation as bp
 from vanishing import chain_rule as cr
 from vanishing import normalization as nm
@@ -365,3 +368,198 @@ def test_bad_input(call, error, message):
     """Errors name the argument, what came and what was expected."""
     with pytest.raises(error, match=message):
         call()
+
+
+# Stacks, paths, shattered gradients
+
+
+def test_residual_stack_is_what_its_docstring_says():
+    """Without a skip, with one, with the norm in the branch and after the sum; the same weights each time."""
+    x = np.random.default_rng(1).standard_normal((5, 4))
+    make = dict(width=4, depth=1, activation="tanh")
+    nets = {
+        kind: rs.residual_stack(rng=np.random.default_rng(0), **make, **arguments)
+        for kind, arguments in {
+            "plain": dict(scale=None), "scaled": dict(scale=0.5), "pre": dict(scale=0.5, norm="layer"),
+            "post": dict(scale=0.5, norm="layer", post=True),
+        }.items()
+    }  # fmt: skip
+    W = nets["plain"].layers[0].layers[1].parameters["W"]
+    norm = nm.LayerNorm(4)
+    np.testing.assert_allclose(nets["plain"].forward(x), np.tanh(x) @ W)
+    np.testing.assert_allclose(nets["scaled"].forward(x), x + 0.5 * np.tanh(x) @ W)
+    np.testing.assert_allclose(nets["pre"].forward(x), x + 0.5 * np.tanh(norm.forward(x)) @ W)
+    np.testing.assert_allclose(nets["post"].forward(x), norm.forward(x + 0.5 * np.tanh(x) @ W))
+    big = rs.residual_stack(200, 1, rng=np.random.default_rng(0), size=(3,))
+    assert big.layers[0].block.layers[1].parameters["W"].var() == pytest.approx(2 / 200, rel=0.02)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_path_gradients_are_all_paths(activation):
+    """Against each of the 2^L paths one by one, and their sum against backward."""
+    L, rng = 4, np.random.default_rng(0)
+    net = rs.residual_stack(3, L, rng=rng, scale=0.7, activation=activation, size=(2,))
+    x, dy = rng.standard_normal((2, 2, 5, 3))
+    net.forward(x)
+    G = rs.path_gradients(net.layers, dy)
+    expected = np.zeros_like(G)
+    for path in range(2**L):
+        g = dy
+        for l in reversed(range(L)):
+            if path >> l & 1:
+                g = 0.7 * net.layers[l].block.backward(g, weights=False)
+        expected[path.bit_count()] += g
+    np.testing.assert_allclose(G, expected, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(G.sum(axis=0), net.backward(dy), rtol=1e-12)
+
+
+def test_the_mean_square_follows_the_law_of_paths():
+    """C(L, j) scale^(2j) for the paths through j branches, (1 + scale^2)^L for all; pre-norm L + 1."""
+    L, rng = 12, np.random.default_rng(1)
+    net = rs.residual_stack(64, L, rng=rng, scale=0.5, size=(20,))
+    x, dy = rng.standard_normal((2, 20, 8, 64))
+    net.forward(x)
+    square = (rs.path_gradients(net.layers, dy) ** 2).mean(axis=(1, 2, 3))
+    law = [math.comb(L, j) * 0.25**j for j in range(L + 1)]
+    np.testing.assert_allclose(square[:6], law[:6], rtol=0.15)
+    assert (net.backward(dy) ** 2).mean() == pytest.approx(1.25**L, rel=0.15)
+    pre = rs.residual_stack(64, L, rng=rng, norm="rms", size=(60,))
+    x, dy = rng.standard_normal((2, 60, 8, 64))
+    pre.forward(x)
+    assert (pre.backward(dy, weights=False) ** 2).mean() == pytest.approx(L + 1, rel=0.25)
+
+
+def test_autocorrelation():
+    """A random walk near 1, white noise near 0, a period of two at -1; numpy's corrcoef for long series."""
+    rng = np.random.default_rng(0)
+    white = rng.standard_normal((2, 20_000))
+    assert np.all(np.abs(rs.autocorrelation(white, 3)) < 0.03)
+    assert np.all(rs.autocorrelation(np.cumsum(white, axis=-1)) > 0.99)
+    assert rs.autocorrelation(np.tile([1.0, -1.0], 500)) == pytest.approx(-1, abs=0.002)
+    smooth = white[0, 1:] + white[0, :-1]
+    assert rs.autocorrelation(smooth) == pytest.approx(np.corrcoef(smooth[1:], smooth[:-1])[0, 1], abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["plain", "centered", "residual"])
+def test_shattering_is_the_limit_of_wide_networks(kind):
+    """The correlation of two gradients through the library's own layers, statistics of many inputs held."""
+    L, width, rng = 4, 512, np.random.default_rng(0)
+    residual = kind == "residual"
+    signal, gradient = rs.shattering(0.8, L, centered=kind != "plain", scale=0.7 if residual else None)
+    a, b = rng.standard_normal((2, 200, width))
+    h = np.concatenate([a, 0.8 * a + 0.6 * b])
+    net = rs.residual_stack(
+        width, L, rng=rng, scale=0.7 if residual else None, norm=None if kind == "plain" else "batch"
+    )
+    for block in net.layers:
+        for layer in getattr(block, "block", block).layers:
+            layer.momentum = 1.0
+        block.forward(h)
+        nm.set_training(block, False)
+        h = block.forward(h)
+    z = h if kind == "plain" else h - h.mean(axis=0)
+    g = net.backward(np.broadcast_to(rng.standard_normal(width), h.shape), weights=False)
+    for got, want in ((z, signal[-1]), (g, gradient[-1])):
+        one, two = got[:200], got[200:]
+        assert (one * two).sum() / np.sqrt((one**2).sum() * (two**2).sum()) == pytest.approx(want, abs=0.03)
+    assert signal[0] == 0.8 and gradient[0] == 1 and len(signal) == len(gradient) == L + 1
+
+
+def test_shattering_far_down():
+    """A power without centering, 2^-L with it; the slope of the centered map at 1 is pi / (pi - 1)."""
+    plain, centered = rs.shattering(0.5, 4000)[1], rs.shattering(0.5, 60, centered=True)[1]
+    assert plain[4000] / plain[2000] == pytest.approx(2**-3, rel=0.02)
+    assert centered[60] / centered[59] == pytest.approx(0.5, rel=1e-3)
+    near = 1 - 1e-8
+    signal = rs.shattering(near, 1, centered=True)[0]
+    assert (1 - signal[1]) / (1 - near) == pytest.approx(np.pi / (np.pi - 1), rel=1e-3)
+
+
+def test_grids():
+    """Plain lists; at scale 0 nothing changes, at scale 1 relu follows the law; centered slopes become noise."""
+    grid = rs.residual_grid(rng=np.random.default_rng(0), names=("relu",), depths=(10, 30), width=64)
+    assert len(grid) == len(rs.SCALES) * 2 * 2
+    for row in grid:
+        assert len(row["layer"]) == len(row["forward"]) == len(row["backward"]) == (11 if row["depth"] == 10 else 21)
+        assert row["layer"][-1] == row["depth"] and row["backward"][-1] == row["forward"][0] == 0
+        if row["scale"] == "0":
+            assert not any(row["forward"]) and not any(row["backward"])
+        if row["scale"] == "1":
+            assert row["backward"][0] == pytest.approx(row["depth"] * np.log10(2) / 2, rel=0.15)
+    rows = rs.shatter_grid(rng=np.random.default_rng(0), depths=(1, 25), width=64)
+    assert len(rows) == 6 and all(len(r["x"]) == len(r["gradient"]) == 128 for r in rows)
+    correlation = {(r["kind"], r["depth"]): r["correlation"] for r in rows}
+    assert min(correlation[kind, 1] for kind in ("plain", "centered", "residual")) > 0.9
+    assert abs(correlation["centered", 25]) < 0.3 < 0.5 < correlation["residual", 25]
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda: rs.residual_stack(4, 0, rng=np.random.default_rng(0)), ValueError, "depth: got 0"),
+        (lambda: rs.residual_stack(4, 2, rng=np.random.default_rng(0), post=True), ValueError, "post: got True without a norm"),
+        (lambda: rs.residual_stack(4, 2, rng=np.random.default_rng(0), norm="bach"), ValueError, "Did you mean 'batch'"),
+        (lambda: rs.shattering(0.5, 3, scale=1.0), ValueError, "scale: got a number without centered=True"),
+        (lambda: rs.autocorrelation(np.ones(4), 0), ValueError, "lag: got 0"),
+    ],
+)  # fmt: skip
+def test_bad_input_of_the_stacks(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@in_browser
+def test_the_explorable_of_scales_moves_and_is_right(tab, server):
+    """Each menu and the slider by keyboard; the curves drawn are the library's for that choice."""
+    figure = open_explorable(tab, server, "chapters/residuals/lesson.html", "scales")
+    grid = rs.residual_grid(rng=np.random.default_rng(0))
+    rows = {(r["scale"], r["activation"], r["depth"], r["network"]): r for r in grid}
+    menus, slider = figure.locator("select"), figure.locator("input[type=range]")
+    assert menus.count() == 3 and slider.count() == 1
+    for scale, activation, depth in (
+        ("1/sqrt(L)", "tanh", "40"),
+        ("pre-norm", "identity", "10"),
+        ("plain", "tanh", "160"),
+    ):
+        for i, wanted in enumerate((scale, activation, depth)):
+            before = menus.nth(i).input_value()
+            menus.nth(i).focus()
+            tab.keyboard.type(wanted)
+            assert menus.nth(i).input_value() == wanted != before
+        before = slider.input_value()
+        slider.focus()
+        tab.keyboard.press("ArrowLeft")
+        assert slider.input_value() != before
+        seen = drawn(tab, "scales", "network", "layer", "part", "forward", "backward")
+        row = rows[scale, activation, int(depth), 0]
+        assert {r["layer"] for r in seen} == set(row["layer"]) and {r["network"] for r in seen} == {0, 1}
+        for r in seen:
+            row = rows[scale, activation, int(depth), r["network"]]
+            k = row["layer"].index(r["layer"])
+            assert (r["forward"], r["backward"]) == (row["forward"][k], row["backward"][k])
+            assert r["part"] == pytest.approx(r["layer"] / int(depth))
+        assert figure.locator("text", has_text=f"signal after {depth} blocks").count() == 1
+    assert tab.errors == [] and tab.outside == []
+
+
+@in_browser
+def test_the_explorable_of_shattered_gradients_moves_and_is_right(tab, server):
+    """Menu and slider by keyboard; the curve drawn is the library's, and so is the correlation written."""
+    figure = open_explorable(tab, server, "chapters/residuals/lesson.html", "shatter")
+    rows = {(r["kind"], r["depth"]): r for r in rs.shatter_grid(rng=np.random.default_rng(0))}
+    menu, slider = figure.locator("select"), figure.locator("input[type=range]")
+    assert menu.count() == slider.count() == 1
+    for kind, key in (("residual", "ArrowRight"), ("plain", "ArrowRight"), ("centered", "ArrowLeft")):
+        menu.focus()
+        tab.keyboard.type(kind)
+        assert menu.input_value() == kind
+        before = slider.input_value()
+        slider.focus()
+        tab.keyboard.press(key)
+        assert slider.input_value() != before
+        row = rows[kind, int(slider.input_value())]
+        seen = drawn(tab, "shatter", "place", "slope")
+        assert [(r["place"], r["slope"]) for r in seen] == list(zip(row["x"], row["gradient"]))
+        says = f"correlation of neighbors: {row['correlation']:.2f}".replace("-", "−")
+        assert figure.locator("text", has_text=says).count() == 1
+    assert tab.errors == [] and tab.outside == []

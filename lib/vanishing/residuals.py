@@ -11,10 +11,14 @@ behind "block.": "block.W", or "block.0.W" if it is a Sequential.
 
 import numpy as np
 
-from ._validate import floating, lookup
+from ._validate import floating, generator, lookup, positive_integer
 from .backpropagation import Activate, Dense, Sequential, _sum_to
+from .initialization import initialize
 
-__all__ = ["DenseSkip", "Highway", "PostNorm", "PreNorm", "Residual", "residual"]
+__all__ = [
+    "SCALES", "DenseSkip", "Highway", "PostNorm", "PreNorm", "Residual", "autocorrelation", "path_gradients",
+    "residual", "residual_grid", "residual_stack", "shatter_grid", "shattering",
+]  # fmt: skip
 
 
 class Residual:
@@ -218,3 +222,223 @@ def _side_by_side(a, b):
 
 def _behind(name, arrays):
     return {f"{name}.{key}": value for key, value in arrays.items()}
+
+
+# Deep stacks of blocks --------------------------------------------------------------------------
+
+
+def residual_stack(width, depth, *, rng, scale=1.0, activation="relu", norm=None, post=False, size=(), dtype=float):
+    """h_l = h_{l-1} + scale f(h_{l-1}) W_l for l = 1 ... depth: the branch ends with its weights.
+
+    With `norm` the branch is f(norm(h)) W (pre-norm), with `post` as well h_l = norm(h + scale f(h) W).
+    The weights have the variance 1 / width, for relu 2 / width, so that the branch keeps the size.
+
+    Args:
+        width, depth: units in each layer, and blocks.
+        rng: numpy Generator.
+        scale: as in `residual`; or None for no skip at all: h_l = f(h_{l-1}) W_l.
+        activation: f, a name or an `Activation`.
+        norm: a name in `NORMALIZATIONS`, or None.
+        post: whether the norm stands after the sum instead of in the branch.
+        size, dtype: leading axes and floating dtype of the parameters.
+
+    Returns:
+        Sequential of `depth` blocks.
+
+    Source: He et al. (2016b) for the order of the branch; Xiong et al. (2020) for pre- and post-norm.
+    """
+    from .normalization import normalization
+
+    if post and norm is None:
+        raise ValueError("post: got True without a norm, expected one that can stand after the sum")
+    width, init = positive_integer(width, "width"), "he_normal" if activation == "relu" else "lecun_normal"
+    blocks = []
+    for _ in range(positive_integer(depth, "depth")):
+        parts = [Activate(activation), Dense(initialize(init, width, width, rng=rng, size=size, dtype=dtype))]
+        norms = [] if norm is None else [normalization(norm, width, dtype=dtype, size=size)]
+        branch = Sequential(parts if post else norms + parts)
+        block = branch if scale is None else residual(scale, branch, size=size)
+        blocks.append(Sequential([block, *norms]) if post else block)
+    return Sequential(blocks)
+
+
+def path_gradients(blocks, dy):
+    """The gradient at the input, sorted by the number k of branches that its paths went through.
+
+    A `Residual` sends each path on twice: past its branch, and through it. So from the last block to
+    the first G_k <- G_k + scale (dblock/dx) G_{k-1}, and the gradient is G_0 + G_1 + ... + G_L.
+
+    Args:
+        blocks: L `Residual` blocks with fixed numbers as scales, after a forward pass.
+        dy: gradient at the output of the last, shape (..., batch, n).
+
+    Returns:
+        G, shape (L + 1, ..., batch, n).
+
+    Source: Veit et al. (2016) for the paths.
+    """
+    paths = dy[None]
+    for block in reversed(blocks):
+        through = block.block.backward(block.fixed * paths, weights=False)
+        past, none = paths, np.zeros_like(paths[:1])
+        paths = np.concatenate([past, none])
+        paths[1:] += through
+    return paths
+
+
+SCALES = ("plain", "1", "1/sqrt(L)", "1/L", "0", "pre-norm", "post-norm")
+
+
+def residual_grid(*, rng, names=("relu", "tanh", "identity"), depths=(10, 40, 160), width=64, networks=2):
+    """What the explorable of branch scales draws: sizes of activations and gradients by layer.
+
+    Stacks as `residual_stack` makes them, without a skip ("plain"), with a fixed scale of the branch,
+    or with scale 1 and a layer norm in the branch or after the sum; everywhere the same weights.
+
+    Args:
+        rng: numpy Generator.
+        names: activation functions.
+        depths: numbers of blocks L; 21 layers are kept, or all.
+        width: units in each layer.
+        networks: how many for each choice.
+
+    Returns:
+        A list of rows {"scale", "activation", "depth", "network", "layer", "forward", "backward"}: the
+        last three are lists. "forward" is log10 of the size of the activations over that of the input,
+        "backward" that of the gradient over its size at the last layer.
+    """
+    from .chain_rule import gradient_flow
+
+    x, dy = rng.standard_normal((2, networks, 4, width)).astype(np.float32)
+    rows, seed = [], generator(rng).integers(2**32)
+    for name in names:
+        for depth in depths:
+            values = {"plain": None, "1": 1.0, "1/sqrt(L)": depth**-0.5, "1/L": 1 / depth, "0": 0.0}
+            kept = np.unique(np.linspace(0, depth, 21).astype(int))
+            for scale in SCALES:
+                net = residual_stack(
+                    width, depth, rng=np.random.default_rng(seed), scale=values.get(scale, 1.0), activation=name,
+                    norm="layer" if scale.endswith("norm") else None, post=scale == "post-norm", size=(networks,),
+                    dtype=np.float32,
+                )  # fmt: skip
+                flow = gradient_flow(net, x, dy=dy)
+                forward = flow.log10_activation - flow.log10_activation[:, :1]
+                backward = flow.log10_gradient - flow.log10_gradient[:, -1:]
+                for k in range(networks):
+                    sizes = (np.round(a[k, kept], 2).tolist() for a in (forward, backward))
+                    rows.append(
+                        {"scale": scale, "activation": name, "depth": depth, "network": k, "layer": kept.tolist()}
+                        | dict(zip(("forward", "backward"), sizes))
+                    )
+    return rows
+
+
+# Shattered gradients ----------------------------------------------------------------------------
+
+
+def autocorrelation(g, lag=1):
+    """Correlation of g with itself `lag` places on: sum of d_i d_{i+lag} over sum of d_i^2, d = g - mean(g).
+
+    Args:
+        g: values along a line, shape (..., points).
+        lag: a whole number of at least 1.
+
+    Returns:
+        Shape (...). Near 1 for a smooth curve or a random walk ("brown noise"), near 0 for white noise.
+    """
+    d = floating(g, "g") - np.mean(g, axis=-1, keepdims=True)
+    lag = positive_integer(lag, "lag")
+    return (d[..., lag:] * d[..., :-lag]).sum(axis=-1) / (d**2).sum(axis=-1)
+
+
+def shattering(c, depth, *, centered=False, scale=None):
+    """Correlation of the signals and of the gradients of two inputs, over relu layers of infinite width.
+
+    Without a skip c -> k(c) = (sqrt(1 - c^2) + c (pi - arccos c)) / pi, or if each unit is centered
+    over many unrelated inputs (batch norm), c -> (k(c) - k(0)) / (1 - k(0)). Both are active with
+    probability m(c) / 2, m(c) = 1 - arccos(c) / pi, so the correlation of the gradients takes the factor m(c).
+
+    With a skip and batch norm in the branch, h + scale f(norm(h)) W, the variance of h after l blocks is
+    v = 1 + l scale^2 (1 - 1 / pi), and the factor is (1 + scale^2 m(c) / v) / (1 + scale^2 / v).
+
+    Args:
+        c: correlation of the two inputs, a number.
+        depth: number of layers.
+        centered: whether each unit is centered.
+        scale: of the branch of a residual network with batch norm; None for no skip.
+
+    Returns:
+        (signal, gradient): correlations after 0 ... depth layers, shape (depth + 1,) each. The gradient's
+        is that at the input, of a network of so many layers.
+
+    Raises:
+        ValueError: a scale without `centered`.
+
+    Source: derived in the lab of the chapter; Cho & Saul (2009) for k; Balduzzi et al. (2017) for the question.
+    """
+    if scale is not None and not centered:
+        raise ValueError("scale: got a number without centered=True, expected batch norm in the branch")
+    signal, gradient, v = [float(c)], [1.0], 1.0
+    for _ in range(depth):
+        c = min(signal[-1], 1.0)
+        angle = np.arccos(c)
+        k, m = (np.sqrt(1 - c**2) + c * (np.pi - angle)) / np.pi, 1 - angle / np.pi
+        if scale is None:
+            signal.append((k - 1 / np.pi) / (1 - 1 / np.pi) if centered else k)
+            gradient.append(gradient[-1] * m)
+        else:
+            gradient.append(gradient[-1] * (1 + scale**2 * m / v) / (1 + scale**2 / v))
+            more = scale**2 * (1 - 1 / np.pi)
+            signal.append((v * c + scale**2 * (k - 1 / np.pi)) / (v + more))
+            v += more
+    return np.array(signal), np.array(gradient)
+
+
+def shatter_grid(*, rng, depths=tuple(range(1, 50, 4)), width=128, points=256, every=2):
+    """What the explorable of shattered gradients draws: dy/dx along x = -2 ... 2 for a scalar function y(x).
+
+    A first layer x w + b with w and b from N(0, 1) makes `width` units of the number x. Then follow
+    relu layers with weights of variance 2 / width, of three kinds: "plain"; "centered", a batch norm
+    before each relu; "residual", the same around a skip. A random sum of the units is y. The statistics
+    of batch norm are those of all `points` places, and then held, so that y is a function of x.
+
+    Args:
+        rng: numpy Generator.
+        depths: numbers of relu layers.
+        width: units in each layer.
+        points: places x.
+        every: of how many points one is kept for drawing.
+
+    Returns:
+        A list of rows {"kind", "depth", "x", "gradient", "correlation"}: x and the gradient, of mean square
+        1, are lists; the correlation is that of the gradient at neighboring points, all of them.
+    """
+    from .normalization import set_training
+
+    seed, x = generator(rng).integers(2**32), np.linspace(-2, 2, points)[:, None]
+    rows = []
+    for kind in ("plain", "centered", "residual"):
+        one = np.random.default_rng(seed)
+        w, b, readout = one.standard_normal((3, width)) / np.sqrt([[1], [1], [width]])
+        net = residual_stack(
+            width, max(depths), rng=one, scale=1.0 if kind == "residual" else None,
+            norm=None if kind == "plain" else "batch",
+        )  # fmt: skip
+        h = x * w + b
+        for block in net.layers:
+            for layer in getattr(block, "block", block).layers:
+                layer.momentum = 1.0  # the running statistics are then those of this batch
+            block.forward(h)
+            set_training(block, False)
+            h = block.forward(h)
+        for depth in depths:
+            g = np.broadcast_to(readout, h.shape)
+            for block in reversed(net.layers[:depth]):
+                g = block.backward(g, weights=False)
+            g = g @ w
+            g = g / np.sqrt((g**2).mean())
+            rows.append(
+                {"kind": kind, "depth": depth, "x": np.round(x[::every, 0], 2).tolist(),
+                 "gradient": np.round(g[::every], 2).tolist(), "correlation": round(float(autocorrelation(g)), 3)}
+            )  # fmt: skip
+    return rows
