@@ -6,6 +6,7 @@ points whatever its other cells do; one that cheats gets what its values are wor
 
 import hashlib
 import json
+import re
 import socket
 import time
 from pathlib import Path
@@ -102,6 +103,8 @@ CHEATS = {  # name: (points, cells)
     "replies: an array of objects": (
         0, [function("import os\nfor n in range(300): os.write(3, b'{\"n\": %d, \"value\": {\"~\": \"array\", \"dtype\": \"|O\","
                      " \"shape\": [1], \"data\": \"AAAAAAAAAAA=\"}}\\n' % n)\nreturn right(f)")]),
+    "returns its input as text, to read it in the feedback": (0, [function("return str(list(f))")]),
+    "returns its input as texts": (0, [function("return [str(x) for x in f]")]),
     "raises its input, to read it in the feedback": (0, [function("raise type(repr(f[:3]), (Exception,), {})(repr(f))")]),
     "uses its own name for an error": (0, [function("raise KeyboardInterrupt")]),
     "os._exit in the function": (0, [function("import os\nos._exit(0)")]),
@@ -207,6 +210,8 @@ def test_a_cheat_gets_what_its_values_are_worth(name, sandbox, host):
     for _ in range(1 if name in SLOW else 3):
         got, rows, notes = grade(sandbox, *cells)
         assert got == points, (rows, notes)
+        if "its input" in name:  # no number of it in what the student reads
+            assert not any(re.search(r"\d\.\d", problem) for *_, problem in rows), rows
 
 
 def test_the_same_score_ten_times_out_of_ten(sandbox, host):

@@ -106,9 +106,14 @@ def differs(got, want, *, rtol=1e-6, atol=0.0, hint=""):
 
 def judge(prop, attempt, rng):
     """Try one property of a check on an attempt: the sentence that says what is wrong, or None."""
+    raised = []
 
     def started(*args, **kwargs):
-        result = attempt(*copy.deepcopy(args), **copy.deepcopy(kwargs))  # it may change what it is given
+        try:
+            result = attempt(*copy.deepcopy(args), **copy.deepcopy(kwargs))  # it may change what it is given
+        except Exception as error:
+            raised.append(error)
+            raise
         if result is None or result is Ellipsis:
             raise NotDone
         return result
@@ -118,7 +123,10 @@ def judge(prop, attempt, rng):
     except NotDone:
         return "not done yet (or is a `return` missing?)"
     except Exception as error:  # whatever a reader's code can raise is feedback, not a crash
-        return f"your function raised {type(error).__name__}" + (f": {error}" if str(error) else "")
+        if any(error is one for one in raised):
+            return f"your function raised {type(error).__name__}" + (f": {error}" if str(error) else "")
+        # The check could not compute with the result. Its text may quote it, and with it the hidden input.
+        return f"the check cannot compute with your result ({type(error).__name__}): is it of the kind that is asked for?"
 
 
 def names(topic):

@@ -64,6 +64,9 @@ def main():
             grade_on_gradescope(options.root)
     except (ValueError, SandboxError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        print("\nStopped. What was graded is kept: the same command goes on from there.", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":
