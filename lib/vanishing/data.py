@@ -71,7 +71,7 @@ def adding_problem(n, T, *, rng, dtype=float):
 
     Each number is uniform in [0, 1). One mark is in the first half (the first T // 2 steps), the
     other in the second. Always answering 1 gives a mean squared error of 1/6, the variance of the
-    sum; to do better the network must remember the first number for T / 2 steps on average.
+    sum; to do well the network must remember the first number for at least T / 2 steps.
 
     Args:
         n: number of sequences.
@@ -83,7 +83,7 @@ def adding_problem(n, T, *, rng, dtype=float):
         (x, target): x (n, T, 2), the numbers in x[..., 0] and the marks, 0 or 1, in x[..., 1];
         target (n, 1).
 
-    Source: Hochreiter & Schmidhuber (1997), in the form of Le et al. (2015).
+    Source: Hochreiter & Schmidhuber (1997), in a form in common use.
     """
     n, T, rng = positive_integer(n, "n"), positive_integer(T, "T"), generator(rng)
     if T < 2:

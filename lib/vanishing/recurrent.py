@@ -435,7 +435,7 @@ def memory_grid(
 
 
 def radius_grid(
-    *, rng, names=("identity", "tanh", "relu", "sigmoid"), radii=(0.5, 0.7, 0.9, 1.0, 1.1, 1.3, 1.5, 2.0),
+    *, rng, names=("identity", "tanh", "relu", "sigmoid"), radii=(0.6, 0.7, 0.9, 1.0, 1.1, 1.3, 1.5, 2.0),
     width=32, T=100, batch=4, networks=4, every=2,
 ):  # fmt: skip
     """The gradient before the last step in a simple recurrent network, by activation, matrix and spectral radius.
