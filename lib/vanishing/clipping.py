@@ -208,7 +208,7 @@ def cliff_grid(
 
     Returns:
         (cells, paths). A row of cells is a dict of b, b2 (its edges), and w, w2, C (lists). A path is a dict of start
-        (number), rate, log10_limit, w, b (lists: the start, each place 0.06 or more from the one before in
+        (number), rate, log10_limit, w, b (lists: the start, each place 0.1 or more from the one before in
         the list, and the last), longest (step), C (at the end) and norm (of the gradient at the end).
     """
     ws, bs = np.linspace(3, 7, 33), np.linspace(-4, -1, 31)
@@ -229,7 +229,7 @@ def cliff_grid(
     for i in range(len(s)):
         kept = [places[0, i]]
         for place in places[1:, i]:
-            if np.hypot(*(place - kept[-1])) >= 0.06:
+            if np.hypot(*(place - kept[-1])) >= 0.1:
                 kept.append(place)
         kept = np.round([*kept, places[-1, i]], 3)
         paths.append(
@@ -250,7 +250,8 @@ PRECISIONS = ("float64", "float32", "bfloat16", "float16")
 def rounded(x, precision):
     """x as this format can hold it: to the nearest, ties to even, inf where it overflows.
 
-    bfloat16 is the upper half of a float32: 8 bits of exponent, 7 of fraction. NumPy does not have it.
+    bfloat16 is the upper half of a float32: 8 bits of exponent, 7 of fraction. NumPy does not have it, so that
+    x is rounded to float32 first.
 
     Args:
         x: array of floats.
@@ -313,7 +314,7 @@ def precision_grid(
     width=32,
     batch=32,
 ):
-    """How much of a gradient is lost in each format, by layer, for the lesson's explorable.
+    """How much of a gradient is lost in each format of 32 and 16 bits, by layer, for the lesson's explorable.
 
     Weights have variance 1 / n. The gradient at the output is that of the mean squared error of random
     outputs. An entry is lost if it is 0, inf or nan.
@@ -335,7 +336,7 @@ def precision_grid(
     dy = 2 * dy / dy.size
     rows = []
     for name in names:
-        for precision in PRECISIONS:
+        for precision in PRECISIONS[1:]:
             for depth in depths:
                 g = rounded_gradients(
                     weights[:depth], x, dy, activation=name, precision=precision, scale=2.0 ** np.array(log2_scales)
