@@ -240,14 +240,14 @@ def test_the_explorable_of_the_race_moves_and_is_right(tab, server):
         for _ in range(presses[1]):
             tab.keyboard.press(presses[0])
         power = int(slider.input_value())
-        t, losses = mb.race(x, y, B, rates, rng=np.random.default_rng([0, B]), steps=steps, starts=3, points=20)
+        t, losses = mb.race(x, y, B, rates, rng=np.random.default_rng([0, B]), steps=steps, starts=3, points=15)
         fields = ("size", "power", "t", "at", "middle")
         seen = {r["t"]: r for r in drawn(tab, "race", *fields) if r["size"] == B and r["power"] == power}
         assert set(t[1:]) <= set(seen)
         for step, loss in zip(t[1:], np.median(losses[1:, power], axis=1)):
             assert seen[step]["middle"] == pytest.approx(min(loss, 9), abs=0.02)
             assert seen[step]["at"] == step * (B if axis == "examples" else 1)
-        assert figure.locator("text", has_text=f"batch {B}, rate {rates[power]:.2f}").count() == 1
+        assert figure.locator("text", has_text=f"batch {B}, rate {rates[power]:.2f} = 0.04 · 2^{power}").count() == 1
     assert tab.errors == [] and tab.outside == []
 
 
