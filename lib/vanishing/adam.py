@@ -90,7 +90,7 @@ class SGD(_Optimizer):
 
     With mu = 0 it is p -= rate g. In this form a constant gradient ends at steps of rate g / (1 - mu).
 
-    Source: Polyak (1964); Sutskever et al. (2013) for Nesterov's form.
+    Source: Polyak (1964); torch for Nesterov's form, in which p is the point looked ahead to.
     """
 
     def __init__(self, rate, momentum=0.0, nesterov=False, weight_decay=0.0):
