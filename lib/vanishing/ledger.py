@@ -47,7 +47,7 @@ class Record:
         kind = self.data["verdict"].split()[0]  # holds, half, false, reproduced, differs, not
         html = f'<div class="verdict verdict-{kind}" id="{d["id"].lower()}">'
         html += f'<p><span class="verdict-id">{d["id"]}</span> <q>{d["says"]}</q></p>'
-        html += f"<p><strong>{d['verdict'].capitalize()}.</strong> {d['numbers']}</p>"
+        html += f"<p><strong>{d['verdict'][:1].upper() + d['verdict'][1:]}.</strong> {d['numbers']}</p>"
         if d.get("rows"):
             names = "".join(f"<th>{escape(name)}</th>" for name in d["rows"][0])
             body = "".join(
