@@ -126,7 +126,9 @@ def judge(prop, attempt, rng):
         if any(error is one for one in raised):
             return f"your function raised {type(error).__name__}" + (f": {error}" if str(error) else "")
         # The check could not compute with the result. Its text may quote it, and with it the hidden input.
-        return f"the check cannot compute with your result ({type(error).__name__}): is it of the kind that is asked for?"
+        return (
+            f"the check cannot compute with your result ({type(error).__name__}): is it of the kind that is asked for?"
+        )
 
 
 def names(topic):

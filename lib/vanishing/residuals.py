@@ -1,4 +1,4 @@
-"""Skip connections: a path around a block, on which the gradient arrives unchanged.
+"""Skip connections: a path around a block, on which the gradient arrives without passing the block.
 
     Residual     y = x + scale block(x)
     Highway      y = t block(x) + (1 - t) x, with a learned gate t
@@ -50,7 +50,7 @@ class Residual:
     def backward(self, dy, *, weights=True):
         """dL/dx = dy + scale (dL/dx of the block); dL/dscale = sum of dy block(x) over batch and units.
 
-        The first term is why the gradient cannot vanish: it arrives whatever the block does.
+        The first term arrives whatever the block does; the second can cancel it or outgrow it.
         See `Dense.backward` for the arguments.
         """
         if weights and self.learned:
@@ -263,10 +263,10 @@ def residual_stack(width, depth, *, rng, scale=1.0, activation="relu", norm=None
 
 
 def path_gradients(blocks, dy):
-    """The gradient at the input, sorted by the number k of branches that its paths went through.
+    """The gradient at the input, sorted by the number j of branches that its paths went through.
 
     A `Residual` sends each path on twice: past its branch, and through it. So from the last block to
-    the first G_k <- G_k + scale (dblock/dx) G_{k-1}, and the gradient is G_0 + G_1 + ... + G_L.
+    the first G_j <- G_j + scale (dblock/dx) G_{j-1}, and the gradient is G_0 + G_1 + ... + G_L.
 
     Args:
         blocks: L `Residual` blocks with fixed numbers as scales, after a forward pass.
@@ -354,12 +354,13 @@ def autocorrelation(g, lag=1):
 def shattering(c, depth, *, centered=False, scale=None):
     """Correlation of the signals and of the gradients of two inputs, over relu layers of infinite width.
 
-    Without a skip c -> k(c) = (sqrt(1 - c^2) + c (pi - arccos c)) / pi, or if each unit is centered
-    over many unrelated inputs (batch norm), c -> (k(c) - k(0)) / (1 - k(0)). Both are active with
-    probability m(c) / 2, m(c) = 1 - arccos(c) / pi, so the correlation of the gradients takes the factor m(c).
+    Without a skip c -> R(c) = (sqrt(1 - c^2) + c (pi - arccos c)) / pi, or if each unit is centered
+    over many unrelated inputs (batch norm), c -> (R(c) - R(0)) / (1 - R(0)). Both are active with
+    probability alpha(c) / 2, alpha(c) = 1 - arccos(c) / pi, so the correlation of the gradients takes the
+    factor alpha(c).
 
     With a skip and batch norm in the branch, h + scale f(norm(h)) W, the variance of h after l blocks is
-    v = 1 + l scale^2 (1 - 1 / pi), and the factor is (1 + scale^2 m(c) / v) / (1 + scale^2 / v).
+    v = 1 + l scale^2 (1 - 1 / pi), and the factor is (1 + scale^2 alpha(c) / v) / (1 + scale^2 / v).
 
     Args:
         c: correlation of the two inputs, a number.
@@ -374,7 +375,7 @@ def shattering(c, depth, *, centered=False, scale=None):
     Raises:
         ValueError: a scale without `centered`.
 
-    Source: derived in the lab of the chapter; Cho & Saul (2009) for k; Balduzzi et al. (2017) for the question.
+    Source: derived in the lab of the chapter; Cho & Saul (2009) for R; Balduzzi et al. (2017) for the question.
     """
     if scale is not None and not centered:
         raise ValueError("scale: got a number without centered=True, expected batch norm in the branch")
