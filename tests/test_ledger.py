@@ -1,5 +1,6 @@
 """The ledger: a verdict stands only while its tests hold."""
 
+import numpy as np
 import pytest
 
 from vanishing import ledger
@@ -54,3 +55,17 @@ def test_the_registry_holds_every_claim_and_result():
     known = ledger.registry()
     assert list(known["claims"]) == [f"C{i}" for i in range(1, 50)]
     assert list(known["results"]) == [f"R{i}" for i in range(1, 29)]
+
+
+def test_a_text_that_looks_like_numbers_is_shown_as_it_is(monkeypatch):
+    """24,960 is no pair, and 2.30 keeps its zero; a number can still be formatted by the sentence."""
+    from myst_nb.core.variables import format_plain_text
+
+    kept = {}
+    monkeypatch.setattr(
+        "IPython.display.display",
+        lambda data, metadata, raw: kept.update({metadata["scrapbook"]["name"]: next(iter(data.values()))}),
+    )
+    ledger.glue(parameters="24,960", loss="2.30", small="3 × 10⁻⁵", rate=np.float32(0.25))
+    shown = {name: format_plain_text(text, ".1f" if name == "rate" else "") for name, text in kept.items()}
+    assert shown == {"parameters": "24,960", "loss": "2.30", "small": "3 × 10⁻⁵", "rate": "0.2"}

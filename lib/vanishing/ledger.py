@@ -150,7 +150,7 @@ def glue(**numbers):
 
     prefix = "application/papermill.record/"
     for name, value in numbers.items():
-        text = value if isinstance(value, str) else repr(value.item() if hasattr(value, "item") else value)
+        text = repr(value.item() if hasattr(value, "item") else value)  # "24,960" without its quotes would be a pair
         display({f"{prefix}text/plain": text}, metadata={"scrapbook": {"name": name, "mime_prefix": prefix}}, raw=True)
 
 
