@@ -6,8 +6,11 @@ points whatever its other cells do; one that cheats gets what its values are wor
 
 import hashlib
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -212,6 +215,32 @@ def test_a_cheat_gets_what_its_values_are_worth(name, sandbox, host):
         assert got == points, (rows, notes)
         if "its input" in name:  # no number of it in what the student reads
             assert not any(re.search(r"\d\.\d", problem) for *_, problem in rows), rows
+
+
+def test_a_busy_machine_costs_no_points(sandbox, host):
+    """A right answer that needs most of its limit in computing gets it, beside others on one core; a sleeper does not."""
+    slow = function(
+        "import time\nstart = time.process_time()\nwhile time.process_time() < start + 0.9: pass\nreturn right(f)"
+    )
+    sleeps = function("import time\ntime.sleep(1.8)\nreturn right(f)")
+    core = min(os.sched_getaffinity(0))
+    processes = [sandbox.process.pid, *(p.pid for p in psutil.Process(sandbox.process.pid).children(recursive=True))]
+    before = os.sched_getaffinity(processes[0])
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        for pid in (*processes, *(p.pid for p in busy)):
+            os.sched_setaffinity(pid, {core})
+        start = time.monotonic()
+        got, rows, notes = grade(sandbox, slow)
+        assert got == 4, (rows, notes)
+        assert time.monotonic() - start > ASSIGNMENT["time"]["seconds"], "the limit has passed on the clock"
+        assert grade(sandbox, sleeps)[0] == 0
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+        for pid in processes:
+            os.sched_setaffinity(pid, before)
 
 
 def test_the_same_score_ten_times_out_of_ten(sandbox, host):

@@ -10,6 +10,7 @@ from .sandbox import MIB
 from .values import decode, encode
 
 REPLY = 4 * MIB  # bytes of one reply, checked before it is parsed
+PATIENCE = 10  # on a busy machine a limit may take this many times as long on the clock
 CALLBACKS = 20_000  # calls of the grader's functions by one of the student's
 
 # What a student's code raises is raised here again if it is one of these; its text never is:
@@ -33,6 +34,10 @@ class Notebook:
     Its code cells are run in order; one that raises does not stop the others. When a cell or a
     call has to be killed, the worker is started again, without that cell, as long as there is time.
 
+    Limits are seconds of the clock. But a worker that is computing when one has passed, and has not had as much of the
+    processor as the limit allows, goes on until it has, or until the clock shows ten times the limit: the class, and
+    whatever else runs on the machine, costs no student a point.
+
     Args:
         sandbox: a `Sandbox`.
         text: the notebook file's text. It is parsed in the sandbox.
@@ -46,6 +51,10 @@ class Notebook:
 
     def __init__(self, sandbox, text, *, call_seconds, seconds):
         self.sandbox, self.text, self.call_seconds, self.left = sandbox, text, call_seconds, seconds
+        self.seconds, self.end = seconds, time.monotonic() + PATIENCE * seconds
+        self.since = self.spent = 0.0  # when this worker was started; clock time of its calls
+        self.lost = 0.0  # seconds that the workers before this one have had
+        self.start = self.limit = self.deadline = 0.0  # of the call that is under way
         self.channel, self.notes, self.killers, self.given_up = None, [], set(), ""
 
     def __enter__(self):
@@ -68,6 +77,7 @@ class Notebook:
         """Run the cells, from the first one, until they come to their end."""
         first = not self.notes
         while not self.given_up:
+            self.since, self.spent = time.clock_gettime(time.CLOCK_BOOTTIME), 0.0
             self.channel, self.buffer, self.n, self.functions = self.sandbox.open(), bytearray(), 0, []
             try:
                 cells = self._ask({"notebook": self.text}).get("value")
@@ -115,16 +125,19 @@ class Notebook:
 
     def _ask(self, request):
         """Send a request; return the reply that belongs to it, answering calls of our functions meanwhile."""
+        if self.left <= 0 and time.monotonic() < self.end:  # by the clock; by the processor?
+            self.left = self.seconds - self.lost - self.sandbox.computed(self.since)[0]
         if self.left <= 0:
             raise self._stop("not tried, because the time for this notebook was used up")
         # To read the file is the worker's own work: a large one on a busy machine may take longer than a call.
         seconds = self.left if "notebook" in request else min(self.call_seconds, self.left)
         self.n += 1
         n, start, callbacks = self.n, time.monotonic(), 0
+        self.start, self.limit, self.deadline = start, seconds, start + seconds
         try:
-            self._send({"n": n, **request}, start + seconds)
+            self._send({"n": n, **request})
             while True:
-                reply = self._receive(start + seconds)
+                reply = self._receive()
                 if reply.get("n") != n:
                     continue  # an answer to an earlier question, or invented
                 if "callback" not in reply:
@@ -132,7 +145,7 @@ class Notebook:
                 callbacks += 1
                 if callbacks > CALLBACKS:
                     raise self._stop(f"called the given function more than {CALLBACKS} times")
-                self._send(self._call_back(reply), start + seconds)
+                self._send(self._call_back(reply))
         except TimeoutError:
             raise self._stop(f"took longer than {seconds:.3g} s and was stopped") from None
         except (ConnectionError, EOFError):
@@ -140,7 +153,20 @@ class Notebook:
         except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
             raise self._stop("sent a reply that cannot be read") from None
         finally:
-            self.left -= time.monotonic() - start
+            took = time.monotonic() - start
+            self.spent += took
+            self.left -= min(took, seconds)
+
+    def _more_time(self):
+        """Whether the worker is computing and has had less of the processor than its limit: then the deadline moves."""
+        now = time.monotonic()
+        seconds, waits = self.sandbox.computed(self.since)
+        # Of the worker's whole time, what its earlier calls took on the clock is the most that they can have used.
+        missing = self.limit - max(seconds - self.spent, 0)
+        if not waits or missing < 0.1 * self.limit or now > self.start + PATIENCE * self.limit:
+            return False
+        self.deadline = now + missing
+        return True
 
     def _call_back(self, reply):
         """Evaluate one of our own functions for the student's code."""
@@ -151,18 +177,21 @@ class Notebook:
         except Exception as error:  # of our function, given what it was given
             return {"error": f"{type(error).__name__}: {error}"}
 
-    def _send(self, message, deadline):
-        self.channel.settimeout(max(deadline - time.monotonic(), 0.001))
+    def _send(self, message):
+        self.channel.settimeout(max(self.deadline - time.monotonic(), 0.001))
         self.channel.sendall(json.dumps(message).encode() + b"\n")
 
-    def _receive(self, deadline):
+    def _receive(self):
         """The next line of the worker, parsed."""
         while b"\n" not in self.buffer:
-            left = deadline - time.monotonic()
-            if left <= 0:
+            left = self.deadline - time.monotonic()
+            if left <= 0 and not self._more_time():
                 raise TimeoutError
-            self.channel.settimeout(left)
-            part = self.channel.recv(1 << 16)
+            self.channel.settimeout(max(self.deadline - time.monotonic(), 0.001))
+            try:
+                part = self.channel.recv(1 << 16)
+            except TimeoutError:
+                continue
             if not part:
                 raise EOFError
             self.buffer += part
@@ -172,6 +201,7 @@ class Notebook:
         return json.loads(line)
 
     def _stop(self, why):
+        self.lost += max(self.sandbox.computed(self.since)[0], min(time.monotonic() - self.start, self.limit))
         self._hang_up()
         return Stopped(why)
 

@@ -73,6 +73,33 @@ class Sandbox:
             socket.send_fds(self.control, [b"n" if self.nested else b"1"], [theirs.fileno()])
         return ours
 
+    def computed(self, since):
+        """What the processes in here that started after a moment have done: (seconds of CPU, whether one waits for more).
+
+        Args:
+            since: seconds, of the clock CLOCK_BOOTTIME.
+        """
+        if self.process is None:
+            return 0.0, False
+        tick, parents, found = os.sysconf("SC_CLK_TCK"), {}, {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, parent, *rest = stat.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue  # it has ended
+            pid = int(stat.parent.name)
+            parents[pid] = int(parent)
+            if int(rest[17]) / tick > since - 0.05:  # a tick is 0.01 s
+                found[pid] = (int(rest[9]) + int(rest[10])) / tick, state == "R"
+
+        def inside(pid):
+            while pid and pid != self.process.pid:
+                pid = parents.get(pid, 0)
+            return bool(pid)
+
+        own = [value for pid, value in found.items() if inside(pid)]
+        return sum(seconds for seconds, _ in own), any(waits for _, waits in own)
+
     def end(self, channel):
         """Hang up, and return when the worker and all that it started are gone."""
         try:

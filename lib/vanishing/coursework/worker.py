@@ -122,7 +122,7 @@ def others():
 def watch(child, channel, limits):
     """Return when the child has ended, the grader has hung up, or the memory is used up.
 
-    Whoever computes for long must wait behind the rest of the class: grading takes milliseconds.
+    Whoever computes for long stands back a little for the rest of the class: grading takes milliseconds.
     """
     poll = select.poll()
     poll.register(os.pidfd_open(child), select.POLLIN)
@@ -135,7 +135,7 @@ def watch(child, channel, limits):
             if sum(seconds for *_, seconds in processes) > 0.5:
                 for pid, *_ in processes:
                     with contextlib.suppress(OSError):  # it has ended
-                        os.setpriority(os.PRIO_PROCESS, pid, 15)
+                        os.setpriority(os.PRIO_PROCESS, pid, 5)
 
 
 def submission(channel, libc, limits, nested):
