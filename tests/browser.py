@@ -41,9 +41,11 @@ def move(control, key, times=1):
 
 
 def choose(menu, option):
-    """Choose another option of a menu by typing its name."""
+    """Choose another option of a menu by arrows: some begin alike, so that typing would not tell them apart."""
     assert menu.input_value() != option
-    menu.press_sequentially(option)
+    menu.press("Home")
+    for _ in range(menu.locator("option").all_text_contents().index(option)):
+        menu.press("ArrowDown")
     assert menu.input_value() == option
 
 

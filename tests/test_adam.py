@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from browser import drawn, in_browser, open_explorable
+from browser import choose, drawn, in_browser, move, open_explorable
 from vanishing import adam
 
 repeat = settings(derandomize=True, max_examples=40, deadline=None)
@@ -317,15 +317,6 @@ def test_more_bad_input(call, message):
         call()
 
 
-def choose(tab, menu, wanted):
-    """By keyboard: some options begin like others, so by arrows and not by typing."""
-    options = menu.locator("option").all_text_contents()
-    menu.focus()
-    tab.keyboard.press("Home")
-    for _ in range(options.index(wanted)):
-        tab.keyboard.press("ArrowDown")
-
-
 @in_browser
 def test_the_explorable_of_averages_moves_and_is_right(tab, server):
     """Each menu by keyboard; the average and the step drawn are the library's for that choice."""
@@ -335,9 +326,7 @@ def test_the_explorable_of_averages_moves_and_is_right(tab, server):
     grid = adam.signal_grid(rng=np.random.default_rng(2))
     for beta1, beta2, correction in (("0.5", "0.99", "yes"), ("0.98", "0.9", "no"), ("0.8", "0.999", "yes")):
         for i, wanted in enumerate((beta1, beta2, correction)):
-            before = menus.nth(i).input_value()
-            choose(tab, menus.nth(i), wanted)
-            assert menus.nth(i).input_value() == wanted != before
+            choose(menus.nth(i), wanted)
         seen = sorted(drawn(tab, "averages", "t", "g", "average", "move"), key=lambda r: r["t"])
         g = np.array(grid[0]["g"])
         m = adam.ema(g, float(beta1), correction == "yes")
@@ -362,14 +351,8 @@ def test_the_explorable_of_surfaces_moves_and_is_right(tab, server):
         ("ravine", "RMSProp", "100", "ArrowLeft"),
     ):
         for i, wanted in enumerate((name, optimizer, condition)):
-            before = menus.nth(i).input_value()
-            choose(tab, menus.nth(i), wanted)
-            assert menus.nth(i).input_value() == wanted != before
-        before = slider.input_value()
-        slider.focus()
-        tab.keyboard.press(press)
-        assert slider.input_value() != before
-        row = rows[name, optimizer, int(condition), float(slider.input_value())]
+            choose(menus.nth(i), wanted)
+        row = rows[name, optimizer, int(condition), move(slider, press)]
         seen = sorted(drawn(tab, "surfaces", "step", "x", "y"), key=lambda r: r["step"])
         assert [r["x"] for r in seen] == row["x"] and [r["y"] for r in seen] == row["y"]
         text = "loss at the end" if row["loss"] is not None else "the path has left"

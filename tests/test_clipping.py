@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from browser import drawn, in_browser, open_explorable
+from browser import drawn, in_browser, move, open_explorable
 from vanishing import clipping
 
 repeat = settings(derandomize=True, max_examples=30, deadline=None)
@@ -328,10 +328,7 @@ def test_the_explorable_of_the_cliff_moves_and_is_right(tab, server):
     slider, selects = figure.locator("input[type=range]").first, figure.locator("select")
     assert selects.count() == 2
     for presses, rate, start in (("ArrowLeft", "0.1", "2"), ("ArrowLeft", "1", "3"), ("ArrowRight", "0.3", "1")):
-        before = slider.input_value()
-        slider.focus()
-        tab.keyboard.press(presses)
-        assert slider.input_value() != before
+        move(slider, presses)
         for i, wanted in enumerate((rate, start)):
             options = selects.nth(i).locator("option").all_inner_texts()
             selects.nth(i).select_option(label=wanted if wanted in options else f"{float(wanted):.1f}")
@@ -360,12 +357,7 @@ def test_the_explorable_of_formats_moves_and_is_right(tab, server):
     ):
         selects.nth(0).select_option(label=precision)
         selects.nth(1).select_option(label=activation)
-        for i in range(2):
-            before = sliders.nth(i).input_value()
-            sliders.nth(i).focus()
-            tab.keyboard.press(key)
-            assert sliders.nth(i).input_value() != before
-        row = rows[precision, activation, int(sliders.nth(0).input_value()), int(sliders.nth(1).input_value())]
+        row = rows[precision, activation, *(int(move(sliders.nth(i), key)) for i in range(2))]
         seen = drawn(tab, "formats", "layer", "zero", "infinite")
         assert [r["layer"] for r in seen] == list(range(1, row["depth"] + 1))
         assert [r["zero"] for r in seen] == row["zero"] and [r["infinite"] for r in seen] == row["infinite"]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vanishing as vg
-from browser import drawn, in_browser, open_explorable
+from browser import drawn, in_browser, move, open_explorable
 from vanishing import backpropagation as bp
 from vanishing import data
 from vanishing import mini_batch as mb
@@ -236,10 +236,7 @@ def test_the_explorable_of_the_race_moves_and_is_right(tab, server):
     for B, steps, presses, axis in ((16, 90, ("ArrowRight", 1), "examples"), (64, 40, ("ArrowRight", 2), "steps")):
         size.select_option(str(B))
         count.select_option(axis)
-        slider.focus()
-        for _ in range(presses[1]):
-            tab.keyboard.press(presses[0])
-        power = int(slider.input_value())
+        power = int(move(slider, *presses))
         t, losses = mb.race(x, y, B, rates, rng=np.random.default_rng([0, B]), steps=steps, starts=3, points=15)
         fields = ("size", "power", "t", "at", "middle")
         seen = {r["t"]: r for r in drawn(tab, "race", *fields) if r["size"] == B and r["power"] == power}
@@ -261,10 +258,7 @@ def test_the_explorable_of_the_path_moves_and_is_right(tab, server):
     size, slider = figure.locator("select"), figure.locator("input")
     for B, key in ((64, "ArrowRight"), (1, "ArrowLeft")):
         size.select_option(str(B))
-        slider.focus()
-        for _ in range(3):
-            tab.keyboard.press(key)
-        j = round(float(slider.input_value()) * 10) - 1
+        j = round(move(slider, key, 3) * 10) - 1
         (row,) = {str(r): r for r in drawn(tab, "path", "shown", "size", "u", "v") if r["size"] == B}.values()
         np.testing.assert_allclose(
             np.transpose([row["u"], row["v"]]), np.clip(paths[sizes.index(B), j], -99, 99), atol=0.006

@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from browser import drawn, in_browser, open_explorable
+from browser import choose, drawn, in_browser, move, open_explorable
 from vanishing import backpropagation as bp
 from vanishing import recurrent as rc
 
@@ -478,12 +478,6 @@ def test_radius_grid():
                 np.testing.assert_allclose(log10, back * np.log10(row["radius"]), atol=0.01)
 
 
-def choose(tab, menu, wanted):
-    menu.focus()
-    tab.keyboard.type(wanted)
-    assert menu.input_value() == wanted
-
-
 @in_browser
 def test_the_explorable_of_radius_moves_and_is_right(tab, server):
     """Each menu and the slider by keyboard; the curves drawn are the library's for that choice."""
@@ -493,15 +487,8 @@ def test_the_explorable_of_radius_moves_and_is_right(tab, server):
     assert menus.count() == 3 and slider.count() == 1
     for activation, matrix, radius, presses in (("identity", "one-way", "0.7", 5), ("sigmoid", "orthogonal", "1.5", 2)):
         for i, wanted in enumerate((activation, matrix, radius)):
-            before = menus.nth(i).input_value()
-            choose(tab, menus.nth(i), wanted)
-            assert before != wanted
-        before = slider.input_value()
-        slider.focus()
-        for _ in range(presses):
-            tab.keyboard.press("ArrowLeft")
-        steps = int(float(slider.input_value()))
-        assert str(steps) != before
+            choose(menus.nth(i), wanted)
+        steps = int(move(slider, "ArrowLeft", presses))
         row, seen = rows[activation, matrix, float(radius)], drawn(tab, "radius", "back", "log10", "bound", "power")
         assert {r["back"] for r in seen} == set(range(0, steps + 1, 2))
         slope = 0.25 if activation == "sigmoid" else 1
@@ -521,15 +508,9 @@ def test_the_explorable_of_memory_moves_and_is_right(tab, server):
     menus, sliders = figure.locator("select"), figure.locator("input[type=range]")
     assert menus.count() == 2 and sliders.count() == 2
     for cell, radius, key, presses in (("GRU", "0.5", "ArrowRight", 2), ("LSTM", "0", "ArrowLeft", 3)):
-        choose(tab, menus.nth(0), cell)
-        choose(tab, menus.nth(1), radius)
-        for i in range(2):
-            before = sliders.nth(i).input_value()
-            sliders.nth(i).focus()
-            for _ in range(presses):
-                tab.keyboard.press(key)
-            assert sliders.nth(i).input_value() != before
-        bias, length = (int(float(sliders.nth(i).input_value())) for i in range(2))
+        choose(menus.nth(0), cell)
+        choose(menus.nth(1), radius)
+        bias, length = (int(move(sliders.nth(i), key, presses)) for i in range(2))
         row, seen = rows[cell, bias, float(radius)], drawn(tab, "memory", "gone", "log10", "gate", "law")
         assert {r["gone"] for r in seen} == set(range(0, length + 1, 5))
         for r in seen:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vanishing as vg
-from browser import drawn, in_browser, open_explorable
+from browser import choose, drawn, in_browser, move, open_explorable
 from vanishing import backpropagation as bp
 from vanishing import chain_rule as cr
 from vanishing import normalization as nm
@@ -522,14 +522,8 @@ def test_the_explorable_of_scales_moves_and_is_right(tab, server):
         ("plain", "tanh", "160"),
     ):
         for i, wanted in enumerate((scale, activation, depth)):
-            before = menus.nth(i).input_value()
-            menus.nth(i).focus()
-            tab.keyboard.type(wanted)
-            assert menus.nth(i).input_value() == wanted != before
-        before = slider.input_value()
-        slider.focus()
-        tab.keyboard.press("ArrowLeft")
-        assert slider.input_value() != before
+            choose(menus.nth(i), wanted)
+        move(slider, "ArrowLeft")
         seen = drawn(tab, "scales", "network", "layer", "part", "forward", "backward")
         row = rows[scale, activation, int(depth), 0]
         assert {r["layer"] for r in seen} == set(row["layer"]) and {r["network"] for r in seen} == {0, 1}
@@ -550,14 +544,8 @@ def test_the_explorable_of_shattered_gradients_moves_and_is_right(tab, server):
     menu, slider = figure.locator("select"), figure.locator("input[type=range]")
     assert menu.count() == slider.count() == 1
     for kind, key in (("residual", "ArrowRight"), ("plain", "ArrowRight"), ("centered", "ArrowLeft")):
-        menu.focus()
-        tab.keyboard.type(kind)
-        assert menu.input_value() == kind
-        before = slider.input_value()
-        slider.focus()
-        tab.keyboard.press(key)
-        assert slider.input_value() != before
-        row = rows[kind, int(slider.input_value())]
+        choose(menu, kind)
+        row = rows[kind, int(move(slider, key))]
         seen = drawn(tab, "shatter", "place", "slope")
         assert [(r["place"], r["slope"]) for r in seen] == list(zip(row["x"], row["gradient"]))
         says = f"correlation of neighbors: {row['correlation']:.2f}".replace("-", "−")
