@@ -78,7 +78,7 @@ def fonts(site):
 def test_the_fonts_of_formulas_hold_their_letters(tab, server, site):
     """They travel with the letters in use only; another one would be set in a font that does not fit."""
     held, seen = fonts(site), set()
-    assert len(held) == 5
+    assert len(held) == 6
     for name in PAGES:
         tab.goto(urljoin(server, name))
         drawn = tab.evaluate(

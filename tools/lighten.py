@@ -37,6 +37,7 @@ FONTS = {
         "mtight",
         "accent-body",
     },
+    "Main-Bold": {"mathbf"},
     "Math-Italic": {"mathnormal"},
     "SansSerif-Regular": {"mathsf"},
     "Caligraphic-Regular": {"mathcal"},

@@ -15,6 +15,7 @@ import numpy as np
 
 from . import activations
 from ._validate import floating, generator, lookup
+from .activations import d_sigmoid, sigmoid
 from .initialization import initialize
 
 __all__ = [
@@ -158,17 +159,11 @@ def cliff(w, b, steps=50, start=0.5, target=0.7):
     """
     z, dw, db = start, 0.0, 0.0
     for _ in range(steps):
-        h, slope = sigmoid_and_slope(z)
+        h, slope = sigmoid(z), d_sigmoid(z)
         z, dw, db = w * h + b, h + w * slope * dw, 1 + w * slope * db
-    y, slope = sigmoid_and_slope(z)
-    d = 2 * (y - target) * slope
+    y = sigmoid(z)
+    d = 2 * (y - target) * d_sigmoid(z)
     return (y - target) ** 2, d * dw, d * db
-
-
-def sigmoid_and_slope(z):
-    """sigmoid(z) and its derivative, which do not overflow."""
-    e = np.exp(-np.abs(z))  # at most 1
-    return np.where(z < 0, e, 1) / (1 + e), e / (1 + e) ** 2
 
 
 def descend_cliff(w, b, *, rate, limit=np.inf, steps=300):
@@ -187,9 +182,8 @@ def descend_cliff(w, b, *, rate, limit=np.inf, steps=300):
     places = [np.stack([w, b], axis=-1)]
     for _ in range(steps):
         _, dw, db = cliff(w, b)
-        norm = np.hypot(dw, db)
-        scale = rate * np.where(norm <= limit, 1.0, limit / np.where(norm > 0, norm, 1))
-        w, b = w - scale * dw, b - scale * db
+        (dw, db), _ = clip_by_norm([dw, db], limit, ensemble_axes=w.ndim)
+        w, b = w - rate * dw, b - rate * db
         places.append(np.stack([w, b], axis=-1))
     return np.array(places)
 

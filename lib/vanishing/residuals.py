@@ -247,7 +247,7 @@ def residual_stack(width, depth, *, rng, scale=1.0, activation="relu", norm=None
 
     Source: He et al. (2016b) for the order of the branch; Xiong et al. (2020) for pre- and post-norm.
     """
-    from .normalization import normalization
+    from .normalization import normalization  # imports this module
 
     if post and norm is None:
         raise ValueError("post: got True without a norm, expected one that can stand after the sum")
@@ -307,7 +307,7 @@ def residual_grid(*, rng, names=("relu", "tanh", "identity"), depths=(10, 40, 16
         last three are lists. "forward" is log10 of the size of the activations over that of the input,
         "backward" that of the gradient over its size at the last layer.
     """
-    from .chain_rule import gradient_flow
+    from .chain_rule import gradient_flow  # imports this module
 
     x, dy = rng.standard_normal((2, networks, 4, width)).astype(np.float32)
     rows, seed = [], generator(rng).integers(2**32)
@@ -414,7 +414,7 @@ def shatter_grid(*, rng, depths=tuple(range(1, 50, 4)), width=128, points=256, e
         A list of rows {"kind", "depth", "x", "gradient", "correlation"}: x and the gradient, of mean square
         1, are lists; the correlation is that of the gradient at neighboring points, all of them.
     """
-    from .normalization import set_training
+    from .normalization import set_training  # imports this module
 
     seed, x = generator(rng).integers(2**32), np.linspace(-2, 2, points)[:, None]
     rows = []
