@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from urllib.parse import unquote
 
 import joblib
 import nbformat
@@ -206,36 +207,80 @@ def test_assign_is_repeatable_and_says_what_is_wrong(homework, tmp_path):
         assign(["chain-rule", "chain-rule"], tmp_path / "x")
     with pytest.raises(ValueError, match="expected the folder that `assign` wrote"):
         grade(tmp_path, tmp_path / "x", tmp_path / "y")
+    with pytest.raises(ValueError, match="seconds: got -5, expected 0.1 to 3,600"):
+        assign(["chain-rule"], tmp_path / "x", seconds=-5)
+    with pytest.raises(ValueError, match="install: got .* expected one thing that pip installs"):
+        assign(["chain-rule"], tmp_path / "x", install='git+https://x.org/a b"; import os #')
+    assert not (tmp_path / "x" / "instructor").exists()
     assert assign(["chain-rule"], tmp_path / "x")["seed"] != assign(["chain-rule"], tmp_path / "y")["seed"]
+
+
+def test_the_whole_book_is_one_assignment(tmp_path):
+    """No two chapters ask for functions of the same name; the time grows with the chapters, and the student is told."""
+    assignment = assign(TOPICS, tmp_path, install="git+https://example.org/book")
+    assert assignment["time"]["seconds"] == 10 * len(TOPICS)
+    cells = nbformat.read(next(tmp_path.glob("student/*.ipynb")), as_version=4).cells
+    assert "2 seconds; all of them together 110." in cells[0].source
+    assert "%pip install -q git+https://example.org/book" in cells[1].source
+    assert "git+https://example.org/book" in (tmp_path / "student" / "README.md").read_text("utf-8")
+    text = "\n".join(c.source for c in cells)
+    assert "the site" not in text and "this page" not in text
 
 
 # ---------------------------------------------------------------- who handed in what
 
 
-def test_students_by_the_names_that_the_systems_give():
-    for member, student, number in [
-        ("Zoë Smith.ipynb", "Zoë Smith", ""),
-        ("Zoë Smith/homework.ipynb", "Zoë Smith", ""),
-        ("smithzoe_4711_98765_homework-1.ipynb", "smithzoe", "4711"),
-        ("smithzoe_LATE_4711_98765_home_work.ipynb", "smithzoe", "4711"),
-        ("Zoë Smith_4711_assignsubmission_file_/homework.ipynb", "Zoë Smith", "4711"),
-        ("Zoë Smith_4711_assignsubmission_file_homework.ipynb", "Zoë Smith", "4711"),
-        ("assignment_export/submission_4711/homework.ipynb", "submission_4711", "4711"),
-    ]:
-        assert collecting.who(member) == (student, number)
+@pytest.mark.parametrize("level, members, students", [
+    (None, ["Zoë Smith.ipynb"], ["Zoë Smith"]),
+    (None, ["Zoë Smith/homework.ipynb"], ["Zoë Smith"]),
+    (None, ["smithzoe_4711_98765_homework-1.ipynb"], ["smithzoe 4711"]),
+    (None, ["smithzoe_LATE_4711_98765_home_work.ipynb", "x_1_2_h.zip"], ["smithzoe 4711 late", "x 1"]),
+    (None, ["Zoë Smith_4711_assignsubmission_file_/homework.ipynb"], ["Zoë Smith 4711"]),
+    (None, ["Zoë Smith_4711_assignsubmission_file/sub/a_1_2_b.ipynb"], ["Zoë Smith 4711"]),
+    (None, ["Zoë Smith_4711_assignsubmission_file_homework.ipynb"], ["Zoë Smith 4711"]),
+    (None, ["Ona Text_7_assignsubmission_onlinetext_/onlinetext.html"], ["Ona Text 7"]),
+    (None, ["assignment_export/submission_4711/homework.ipynb"], ["submission_4711 4711"]),
+    (None, ["CS_1_2_export/submission_1/homework.ipynb"], ["submission_1 1"]),
+    # a folder that holds all the others does not count
+    (None, ["all/Anna.ipynb", "all/Ben.ipynb"], ["Anna", "Ben"]),
+    (None, ["a/b/Anna/hw.ipynb", "a/b/Ben/hw.ipynb", "a/b/Emil/"], ["Anna", "Ben", "Emil"]),
+    (None, ["Zoë_4711_assignsubmission_file_/a.ipynb", "Zoë_4711_assignsubmission_file_/b.ipynb"], ["Zoë 4711"] * 2),
+    # something else than a notebook, in a student's folder and beside
+    (None, ["Pia/hw.py", "Anna.ipynb", "README.txt"], ["Pia", "Anna", None]),
+    # one student's several files, or several students'
+    (1, ["Sam/a.ipynb", "Sam/b/x.ipynb", "Ben.ipynb"], ["Sam", "Sam", "Ben"]),
+    (2, ["A/Anna.ipynb", "A/Ben.ipynb", "B/Anna.ipynb", "Cleo.ipynb"], ["A/Anna", "Ben", "B/Anna", "Cleo"]),
+    (2, ["A/Anna/hw.ipynb", "B/Anna/hw.ipynb", "B/Ben/x/hw.ipynb"], ["A/Anna", "B/Anna", "Ben"]),
+])  # fmt: skip
+def test_whose_files_they_are(level, members, students):
+    found = collecting.who(members, level)
+    assert [who and " ".join(filter(None, (*who[:2], "late" * who[2]))) for who in found] == students
 
 
-def test_the_newest_submission_counts(tmp_path):
-    for name, age in (("zoe/a.ipynb", 100), ("zoe/b.ipynb", 0), ("Zoe/c.ipynb", 50), ("adam.ipynb", 0)):
+@pytest.mark.parametrize(
+    "members", [["A/Anna.ipynb", "A/Ben.ipynb", "B/Anna.ipynb"], ["A/Anna/x.ipynb", "A/Ben/x.ipynb", "Z.ipynb"]]
+)
+def test_a_folder_of_one_or_of_several_students_is_asked_for(members):
+    with pytest.raises(ValueError, match="level: got 2 notebooks in 'A', expected 1 .* if a folder is one student's"):
+        collecting.who(members)
+
+
+def test_the_newest_notebook_counts(tmp_path):
+    ages = {"zoe/a.ipynb": 100, "zoe/b.ipynb": 10, "zoe/c.py": 0, "Zoe/c.ipynb": 50, "adam.ipynb": 0, "pia/hw.py": 0}
+    for name, age in ages.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
         os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
     (tmp_path / ".ipynb_checkpoints").mkdir()
     (tmp_path / ".ipynb_checkpoints" / "adam.ipynb").write_text("{}")
+    (tmp_path / "emil").mkdir()
     os.symlink("/etc/passwd", tmp_path / "link.ipynb")
-    found, replaced = collecting.collect(tmp_path)
-    assert [s.member for s in found] == ["adam.ipynb", "zoe/b.ipynb"]
-    assert {s.member for s in replaced} == {"zoe/a.ipynb", "Zoe/c.ipynb"}
+    found, left_out = collecting.collect(tmp_path, level=1)
+    assert [s.member for s in found] == ["adam.ipynb", "emil/", "pia/hw.py", "zoe/b.ipynb"]
+    assert [file for file, _ in left_out] == ["Zoe/c.ipynb", "zoe/a.ipynb"]
+    for submission, why in zip(found[1:3], ("nothing in the folder", "not a notebook")):
+        with pytest.raises(ValueError, match=why):
+            submission.text()
 
 
 def test_archives_and_files_that_are_too_large(tmp_path, monkeypatch):
@@ -245,8 +290,11 @@ def test_archives_and_files_that_are_too_large(tmp_path, monkeypatch):
         archive.writestr("../../up.ipynb", "{}")  # not looked at
         archive.writestr("bomb.ipynb", "x" * 10_000_000)
         archive.writestr("__MACOSX/._adam.ipynb", "x")
+        archive.mkdir("emil")
+        archive.mkdir("zoe")
+        archive.writestr("zoe/hw.ipynb", "{}")
     found, _ = collecting.collect(tmp_path / "all.zip")
-    assert [s.id for s in found] == ["adam", "bomb"]
+    assert [s.id for s in found] == ["adam", "bomb", "emil", "zoe"]
     assert found[0].text() == "{}"
     with pytest.raises(ValueError, match="more than the"):
         found[1].text()
@@ -280,6 +328,9 @@ def graded(homework, tmp_path_factory, sandbox):  # noqa: F811
         "+Ада Лавлейс.ipynb": notebook(RIGHT, "raise ValueError('<script>')"),
         '<b>bold</b>, "quoted"_12_345_hw.ipynb'.replace("/", ""): stub,
         "broken.ipynb": solved[:-50],
+        "late_LATE_13_346_hw.ipynb": notebook(RIGHT, "import torch.nn, numpy\nfrom os import nothing"),
+        "Pia/hw.py": RIGHT,
+        "notes.txt": "of the instructor",
         os.fsdecode(b"\xff\xfe.ipynb"): "{}",
     }.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -294,7 +345,7 @@ def graded(homework, tmp_path_factory, sandbox):  # noqa: F811
 def test_results_in_gradescopes_format(graded):
     out, results, _ = graded
     scores = {name: r["score"] for name, r in results.items()}
-    assert scores == {"Zoë Smith": 30, "=cmd|' ": 4} | scores and len(scores) == 7
+    assert scores == {"Zoë Smith": 30, "late": 4, "broken": 0, "Pia": 0, "huge": 0} | scores and len(scores) == 9
     result = json.loads(
         (out / "results" / results["Zoë Smith"]["extra_data"]["id"] / "results.json").read_text("utf-8")
     )
@@ -319,12 +370,18 @@ def test_tables(graded):
     assert {"Identifier", "Grade", "Last modified (grade)"} < set(rows["moodle.csv"][0])
     assert ["Participant 11", "Zoë Smith", "30", "30", ""] in rows["moodle.csv"]
     assert rows["grades.csv"][0][:4] == ["student", "number", "points", "of"]
+    late = rows["grades.csv"][0].index("late")
+    assert {row[0]: row[late] for row in rows["grades.csv"][1:] if row[late]} == {"late": "late"}
 
 
 def test_pages(graded):
     out, results, _ = graded
     summary = (out / "summary.html").read_text("utf-8")
-    assert "7 students" in summary and "old.ipynb" in summary and "is older" in summary
+    for said in ("9 students", "old.ipynb</code> is older", "notes.txt</code> is not a notebook", "Late: late.",
+                 "code cell 2: os is not there", "torch is not there", "27 to 30", ">Pia</a> (0 points): the file is not"):  # fmt: skip
+        assert said in " ".join(summary.split()), said
+    for link in re.findall(r'href="([^"]+)"', summary):
+        assert (out / unquote(link)).is_file()
     for result in results.values():
         page = (out / "feedback" / f"{result['extra_data']['id']}.html").read_text("utf-8")
         for text in (page, summary):
@@ -332,6 +389,56 @@ def test_pages(graded):
     assert "30 of 30 points" in (out / "feedback" / f"{results['Zoë Smith']['extra_data']['id']}.html").read_text(
         "utf-8"
     )
+
+
+def test_feedback_goes_back_under_the_names_of_what_came(graded):
+    """Canvas and Moodle find the student by the name of the file or of its folder."""
+    out, results, _ = graded
+    with zipfile.ZipFile(out / "feedback.zip") as archive:
+        for name in ("Zoë Smith_11_assignsubmission_file_/hw.html", "late_LATE_13_346_hw.html", "Pia/hw.html"):
+            student = next(r["extra_data"] for r in results.values() if r["extra_data"]["file"].startswith(name[:-4]))
+            assert archive.read(name) == (out / "feedback" / f"{student['id']}.html").read_bytes()
+        assert len(archive.namelist()) == len(results)
+
+
+def test_limits_can_be_changed_when_grading(homework, tmp_path, sandbox):  # noqa: F811
+    """What was stopped is said to the student and to the instructor, and tried again with more time."""
+    (tmp_path / "class").mkdir()
+    slow = f"{RIGHT}\nquick = typical_factor\ndef typical_factor(f):\n    import time\n    time.sleep(1.2)\n    return quick(f)"
+    (tmp_path / "class" / "zoe.ipynb").write_text(notebook(slow))
+
+    def points(**limits):
+        (result,) = grade(tmp_path / "class", homework, tmp_path / "out", jobs=1, progress=False, **limits)
+        return result["score"], result["output"]
+
+    assert points(call_seconds=1) == (0, "chain-rule/typical_factor: took longer than 1 s and was stopped")
+    assert "took longer than 1 s" in (tmp_path / "out" / "summary.html").read_text("utf-8")
+    assert points(call_seconds=5, seconds=30) == (4, "")
+    kept = tmp_path / "out" / "results" / "zoe" / "results.json"
+    before = kept.stat().st_mtime_ns
+    assert points(call_seconds=5, seconds=30) == (4, "") and kept.stat().st_mtime_ns == before
+    assert points(call_seconds=5, seconds=30, again=True) == (4, "") and kept.stat().st_mtime_ns > before
+    with pytest.raises(ValueError, match="call_seconds: got 0, expected 0.1 to 3,600"):
+        points(call_seconds=0)
+
+
+def test_folders_that_are_something_else_are_refused(graded, homework, tmp_path):
+    """Nothing is graded that was written here, and no mark of another class stays beside the new ones."""
+    out, _, folder = graded
+    (tmp_path / "class").mkdir()
+    (tmp_path / "class" / "new.ipynb").write_text(notebook(RIGHT))
+    (tmp_path / "file").write_text("")
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    for submissions, where, said in (
+        (tmp_path / "class", out, "results of 9 students who are not in this class"),
+        (tmp_path / "class", tmp_path / "class" / "out", "in the folder of the submissions"),
+        (tmp_path / "class", tmp_path / "file", "a file, expected a folder"),
+        (homework, tmp_path / "out", "the assignment, expected what students handed in"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            grade(submissions, homework, where, level=1, jobs=1, progress=False)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    assert len(grade(tmp_path / "class", homework / "instructor", tmp_path / "out", jobs=1, progress=False)) == 1
 
 
 def test_regrading_changes_nothing_and_an_interrupted_run_goes_on(graded, homework):
@@ -409,14 +516,15 @@ def test_a_failure_of_the_grader_itself_does_not_stop_the_class(graded, homework
 
 def test_without_a_sandbox_it_refuses(homework, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "")
-    (tmp_path / "a.ipynb").write_text(notebook(RIGHT, "while True: pass"))
+    (tmp_path / "class").mkdir()
+    (tmp_path / "class" / "a.ipynb").write_text(notebook(RIGHT, "while True: pass"))
     with pytest.raises(SandboxError, match="apt install bubblewrap.*--trust"):
         try:
-            grade(tmp_path, homework, tmp_path / "out", jobs=1, progress=False)
+            grade(tmp_path / "class", homework, tmp_path / "out", jobs=1, progress=False)
         except SandboxError as error:
             raise SandboxError(" ".join(str(error).split())) from None
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(sys, "argv", ["coursework", "grade", str(tmp_path), "--assignment", str(homework), "--out",
+    monkeypatch.setattr(sys, "argv", ["coursework", "grade", str(tmp_path / "class"), "--assignment", str(homework), "--out",
                                       str(tmp_path / "out"), "--jobs", "1", "--trust"])  # fmt: skip
     main()
     assert json.loads((tmp_path / "out" / "results" / "a" / "results.json").read_text())["score"] == 4
@@ -454,6 +562,17 @@ def test_gradescope(homework, tmp_path, sandbox, monkeypatch, allowed):  # noqa:
     hidden = [t for t in result["tests"] if t.get("visibility") == "hidden"]
     assert bool(hidden) != allowed
     assert (tmp_path / "source").stat().st_mode & 0o77 == 0
+
+    def outputs(*cells):
+        (tmp_path / "submission" / "My homework.ipynb").write_text(notebook(*cells))
+        subprocess.run(command, env=env, check=True, cwd=tmp_path, timeout=60)
+        return [t["output"] for t in json.loads((tmp_path / "results" / "results.json").read_text())["tests"]]
+
+    # The feedback has numbers in it. Who hands in again meets others, so there is nothing to collect.
+    wrong = "import numpy as np\ndef typical_factor(f):\n    return np.mean(f, axis=-1)"
+    first = outputs(wrong)
+    assert first == outputs(wrong)
+    assert first != outputs(wrong, "# once more")
 
 
 def test_the_commands_of_the_guide_exist():

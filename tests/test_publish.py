@@ -97,7 +97,7 @@ def fork(tmp_path_factory):
         shutil.copy(ROOT / name, top)
     (top / "chapters" / "chain-rule").mkdir(parents=True)
     shutil.copy(ROOT / "chapters" / "chain-rule" / "exercises.md", top / "chapters" / "chain-rule")
-    (top / "index.md").write_text("# Home\n\nA book.\n")
+    (top / "index.md").write_text("# Home\n\n`pip install git+https://github.com/OWNER/REPOSITORY`\n")
     (top / "_toc.yml").write_text("format: jb-book\nroot: index\nchapters:\n  - file: chapters/chain-rule/exercises\n")
     env = os.environ | {"GITHUB_REPOSITORY": "some/fork"}
     for name in ("GITHUB_SERVER_URL", "GITHUB_REF_TYPE", "GITHUB_BASE_REF", "BOOK_URL", "BOOK_REMOTE", "PYTHONPATH"):
@@ -136,6 +136,7 @@ def test_a_forks_site_leads_to_the_fork(fork):
     assert links["Edit this page"] == f"https://github.com/some/fork/edit/main/{path}.md"
     assert links["Report a mistake"].startswith("https://github.com/some/fork/issues/new?title=Exercises")
     assert f"url = {{{FORK.site}{path}.html}}" in page.text_content()
+    assert "git+https://github.com/some/fork<" in (built / "index.html").read_text("utf-8")
 
     # Found: the canonical address, the preview and its card, the sitemap, the page for a wrong address.
     assert page.xpath("//link[@rel='canonical']/@href") == [f"{FORK.site}{path}.html"]

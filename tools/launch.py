@@ -86,11 +86,17 @@ def write_sitemap(app, exception):
     Path(app.outdir, "robots.txt").write_text(f"User-agent: *\nAllow: /\nSitemap: {site}sitemap.xml\n")
 
 
+def fill_in_address(app, page, source):
+    """The address from which the package is installed, where a page names it."""
+    if url := app.config.book_repository.url:
+        source[0] = source[0].replace("https://github.com/OWNER/REPOSITORY", url)
+
+
 def setup(app):
     repo = repository.find(ROOT)
     notebooks = [p.relative_to(ROOT).with_suffix("").as_posix() for p in book.toc_pages() if book.has_notebook(p)]
     # As values of the configuration, so that a change of one writes every page anew.
-    app.add_config_value("book_repository", repo, "html")
+    app.add_config_value("book_repository", repo, "env")
     app.add_config_value("book_notebooks", notebooks, "html")
     app.add_config_value("book_citation", yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8")), "html")
 
@@ -110,6 +116,7 @@ def setup(app):
         app.config.html_baseurl = app.config.ogp_site_url = repo.site  # gives each page its canonical address
         # A card, drawn while the site is built; its address must be whole.
         app.config.ogp_social_cards = {"image_mini": "assets/favicon.png", "line_color": "#0072b2"}
+    app.connect("source-read", fill_in_address)
     app.add_css_file("launch.css")
     app.add_css_file("print.css")
     app.connect("html-page-context", add_links)

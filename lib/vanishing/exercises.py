@@ -44,7 +44,7 @@ class Property:
 
 
 class NotDone(Exception):
-    """The attempt returned nothing: the exercise has not been started."""
+    """The exercise has not been started: the attempt returned nothing, or, as the message says, is not there."""
 
 
 def expects(exercise, says, *, points=1):
@@ -120,8 +120,8 @@ def judge(prop, attempt, rng):
 
     try:
         return prop.test(started, rng)
-    except NotDone:
-        return "not done yet (or is a `return` missing?)"
+    except NotDone as why:
+        return str(why) or "not done yet (or is a `return` missing?)"
     except Exception as error:  # whatever a reader's code can raise is feedback, not a crash
         if any(error is one for one in raised):
             return f"your function raised {type(error).__name__}" + (f": {error}" if str(error) else "")
@@ -192,30 +192,40 @@ class Feedback:
         return sum(prop.points for prop, _ in self.rows)
 
     @property
-    def done(self):
-        return not all((problem or "").startswith("not done yet") for _, problem in self.rows)
+    def alike(self):
+        """What is wrong, if it is the same with each property."""
+        first, *others = {problem for _, problem in self.rows}
+        return "" if others else first or ""
 
     @property
     def summary(self):
-        if not self.done:
-            return f"{self.exercise}: not done yet (or is a `return` missing?)"
-        return f"{self.exercise}: {self.points:g} of {self.possible:g} points"
+        points = f"{self.exercise}: {self.points:g} of {self.possible:g} points"
+        return f"{points}: {self.alike}" if self.alike else points
 
     def __repr__(self):
         lines = [self.summary]
-        for prop, problem in self.rows if self.done else ():
+        for prop, problem in () if self.alike else self.rows:
             lines.append(f"  {'x' if problem else 'v'} {prop.says}" + (f": {problem}" if problem else ""))
         return "\n".join(lines)
 
     def _repr_html_(self):
-        rows = "".join(
-            f"<tr><td>{'✗ no' if problem else '✓ yes'}</td><td>{escape(prop.says)}</td>"
-            f"<td>{escape(problem or '')}</td><td>{0 if problem else prop.points:g} / {prop.points:g}</td></tr>"
-            for prop, problem in self.rows
+        head, rows = ["holds", "property", "what to look at", "points"], []
+        for prop, problem in self.rows:
+            got = 0 if problem else prop.points
+            rows.append(["✗ no" if problem else "✓ yes", prop.says, problem or "", f"{got:g} / {prop.points:g}"])
+        if not any(row[2] for row in rows):
+            head, *rows = ([holds, says, points] for holds, says, _, points in (head, *rows))
+        lines = "".join(f"<tr>{''.join(f'<td>{markup(text)}</td>' for text in row)}</tr>" for row in rows)
+        titles = "".join(f"<th>{text}</th>" for text in head)
+        table = f"<table><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table>"
+        return (
+            f'<div class="feedback"><p><strong>{markup(self.summary)}</strong></p>{"" if self.alike else table}</div>'
         )
-        head = "<tr><th>holds</th><th>property</th><th>what to look at</th><th>points</th></tr>"
-        table = f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>" if self.done else ""
-        return f'<div class="feedback"><p><strong>{escape(self.summary)}</strong></p>{table}</div>'
+
+
+def markup(text):
+    """Text with `code` in it, as HTML."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def source(topic):

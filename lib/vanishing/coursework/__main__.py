@@ -22,7 +22,7 @@ def parser():
     a.add_argument("--title", default="", help="by default made of the topics")
     a.add_argument("--seed", type=int, help="of the hidden inputs (default: a random one, kept in assignment.json)")
     a.add_argument("--install", default="", metavar="WHAT", help="what pip installs on Colab, such as git+https://...")
-    a.add_argument("--seconds", type=float, default=10, help="that a whole notebook may take when graded (default: 10)")
+    a.add_argument("--seconds", type=float, help="that a notebook may take when graded (default: 10 a chapter)")
     a.add_argument("--call-seconds", type=float, default=2, help="that a cell or a call may take (default: 2)")
     g = commands.add_parser("grade", help="grade a folder or zip archive of notebooks")
     g.add_argument("submissions", metavar="SUBMISSIONS", help="folder or zip, as Canvas, Moodle, Gradescope give it")
@@ -30,6 +30,11 @@ def parser():
     g.add_argument(
         "--out", required=True, metavar="DIR", help="for results, feedback and tables; may hold earlier ones"
     )
+    g.add_argument("--level", type=int, choices=[1, 2], metavar="N",
+                   help="the students' files or folders are at the top (1), or in folders there, such as sections (2)")  # fmt: skip
+    g.add_argument("--seconds", type=float, help="for a notebook, instead of the assignment's")
+    g.add_argument("--call-seconds", type=float, help="for a cell or a call, instead of the assignment's")
+    g.add_argument("--again", action="store_true", help="keep no result of an earlier run")
     g.add_argument("--jobs", type=int, help="processes (default: twice the cores)")
     g.add_argument("--trust", action="store_true",
                    help="DANGEROUS: run students' code without a sandbox, with your own rights over this machine")  # fmt: skip
@@ -52,11 +57,16 @@ def main():
             total = sum(points for *_, points in assignment["points"])
             print(f"{len(assignment['exercises'])} exercises, {total:g} points.")
             print(f"Hand out:  {options.out}/student/\nKeep:      {options.out}/instructor/ (it holds the solutions)")
+            if not assignment["install"]:
+                print("Where the package is missing, students cannot install it from the notebook: say --install.")
         elif options.command == "grade":
             from .grade import grade
 
             kind = "trust" if options.trust else "bubblewrap"
-            results = grade(options.submissions, options.assignment, options.out, kind=kind, jobs=options.jobs)
+            results = grade(
+                options.submissions, options.assignment, options.out, level=options.level, again=options.again,
+                call_seconds=options.call_seconds, seconds=options.seconds, kind=kind, jobs=options.jobs,
+            )  # fmt: skip
             print(f"{len(results)} students. Open {options.out}/summary.html; the tables are beside it.")
         else:
             from .grade import grade_on_gradescope

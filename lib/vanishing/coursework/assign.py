@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from .. import exercises
-from .grade import points_table
+from .grade import checked_limits, points_table
 from .report import cell
 
 INTRODUCTION = """\
@@ -21,7 +21,7 @@ INTRODUCTION = """\
 
 - Keep the names of the functions. Cells may be added; what a function needs must be in the notebook.
 - Use Python, NumPy and SciPy. Other imports are not there while your notebook is graded, nor are files, the network and `vanishing` itself.
-- A cell, and a call of a function, may take {call_seconds} seconds.
+- A cell, and a call of a function, may take {call_seconds:g} seconds; all of them together {seconds:g}.
 - Hand in this one file, as a notebook (`.ipynb`), under your own name.
 """
 
@@ -29,7 +29,7 @@ README = """\
 # {title}: how to work on it and hand it in
 
 1. Open `{name}.ipynb` in JupyterLab, VS Code, or Colab (File, Upload notebook).
-2. Run the first cell. On Colab it installs the package `vanishing`, which holds the checks.
+2. Run the first cell. {how}
 3. Write each function where it says `# write your code here`. The table under it says what holds and what to look at.
 4. Before you hand in: Kernel, Restart and run all. What does not run there does not run when it is graded.
 5. Hand in the notebook file, unless you were told otherwise as `Your Name.ipynb`.
@@ -38,7 +38,7 @@ Partial credit is given for each line of a table. Grading tries the same propert
 """
 
 INSTALL = """\
-# Installs the package with the checks where it is missing (on Colab, say); elsewhere this does nothing.
+# Where the package with the checks is missing (on Colab, say); elsewhere this does nothing.
 import importlib.util
 
 if importlib.util.find_spec("vanishing") is None:
@@ -99,16 +99,21 @@ def functions(topic):
     return {node.name for node in ast.parse(code).body if isinstance(node, ast.FunctionDef)}
 
 
-def notebook(assignment, install, solved):
+def notebook(assignment, solved):
     """The notebook of an assignment: for students, or with the solutions and what each check asks."""
     from nbformat import v4
 
-    points = assignment["points"]
+    points, install = (
+        assignment["points"],
+        'raise ModuleNotFoundError("Ask your instructor how to install `vanishing`.")',
+    )
+    if assignment["install"]:
+        install = f"%pip install -q {assignment['install']}"
     cells = [
         v4.new_markdown_cell(
             INTRODUCTION.format(
                 title=assignment["title"], count=len(assignment["exercises"]), points=sum(p for *_, p in points),
-                call_seconds=assignment["time"]["call_seconds"],
+                **assignment["time"],
             )
         ),
         v4.new_code_cell(INSTALL.format(install=install)),
@@ -116,7 +121,8 @@ def notebook(assignment, install, solved):
     for topic in assignment["topics"]:
         for kind, source in pieces(topic):
             if kind == "markdown":
-                source = re.sub(r"^# Exercises$", f"# {topic.replace('-', ' ').capitalize()}", source, flags=re.M)
+                # The introduction of the page speaks of the book; the notebook has its own.
+                source = re.sub(r"\A# Exercises: ([^\n]*)\n.*\Z", r"# \1", source, flags=re.S)
                 cells.append(v4.new_markdown_cell(source))
             elif kind == "code":
                 shown = re.sub(r"^[ \t]*### (BEGIN|END) SOLUTION[^\n]*\n?", "", source, flags=re.M).rstrip()
@@ -131,18 +137,16 @@ def notebook(assignment, install, solved):
     return v4.new_notebook(cells=cells, metadata=kernel)
 
 
-def install_command():
-    """What a notebook runs where the package is missing: the way in which it was installed here."""
+def origin():
+    """What pip installed this package from, if others can install it from there, too."""
     try:
-        origin = json.loads(distribution("vanishing").read_text("direct_url.json") or "{}")
+        found = json.loads(distribution("vanishing").read_text("direct_url.json") or "{}")
     except PackageNotFoundError:
-        origin = {}
-    if "vcs_info" in origin:
-        return f"%pip install -q git+{origin['url']}@{origin['vcs_info']['commit_id']}"
-    return 'raise ModuleNotFoundError("Ask your instructor how to install the package `vanishing`.")'
+        return ""
+    return f"git+{found['url']}@{found['vcs_info']['commit_id']}" if "vcs_info" in found else ""
 
 
-def assign(topics, out, *, title="", seed=None, install="", call_seconds=2, seconds=10):
+def assign(topics, out, *, title="", seed=None, install="", call_seconds=2, seconds=None):
     """Write an assignment: `student/` to hand out, `instructor/` to keep.
 
     Args:
@@ -150,15 +154,17 @@ def assign(topics, out, *, title="", seed=None, install="", call_seconds=2, seco
         out: a folder, which must not hold an assignment yet.
         title: by default made of the topics.
         seed: of the hidden inputs; by default a random one. Keep it secret: who knows it knows them.
-        install: what pip installs where the package is missing, such as "git+https://...".
+        install: what pip installs where the package is missing, such as "git+https://..."; by default what was
+            installed here, if it came from a repository.
         call_seconds: how long a cell or a call of a function may take when it is graded.
-        seconds: how long a whole notebook may take.
+        seconds: how long a whole notebook may take, by default 10 for each topic.
 
     Returns:
         The assignment, a dict, as it is written to `instructor/assignment.json`.
 
     Raises:
-        ValueError: a topic without exercises, two topics with functions of the same name, or `out` is in use.
+        ValueError: a topic without exercises, two topics with functions of the same name, `out` is in use, or a limit
+            or what to install is nonsense.
     """
     import nbformat
 
@@ -170,6 +176,9 @@ def assign(topics, out, *, title="", seed=None, install="", call_seconds=2, seco
                     f"topics: {seen[name]!r} and {topic!r} both define {name}, expected one assignment for each"
                 )
             seen[name] = topic
+    if re.search(r"[\s\"';]", install):
+        raise ValueError(f"install: got {install!r}, expected one thing that pip installs, such as git+https://...")
+    limits = {"call_seconds": call_seconds, "seconds": 10 * len(topics) if seconds is None else seconds}
     names = [name for topic in topics for name in exercises.names(topic)]
     assignment = {
         "title": title or f"Exercises: {', '.join(topics)}",
@@ -178,17 +187,20 @@ def assign(topics, out, *, title="", seed=None, install="", call_seconds=2, seco
         "exercises": names,
         "points": points_table(names),
         "seed": secrets.randbits(64) if seed is None else seed,
-        "time": {"call_seconds": call_seconds, "seconds": seconds},
+        "time": checked_limits(limits),
+        "install": install or origin(),
     }
     if (out / "instructor" / "assignment.json").exists():
         raise ValueError(f"out: got {str(out)!r}, which holds an assignment, expected a new folder")
     (out / "student").mkdir(parents=True, exist_ok=True)
     (out / "instructor").mkdir(exist_ok=True)
-    install = f"%pip install -q {install}" if install else install_command()
-    student, solved = (notebook(assignment, install, solved) for solved in (False, True))
+    student, solved = (notebook(assignment, solved) for solved in (False, True))
     nbformat.write(student, out / "student" / f"{assignment['name']}.ipynb")
     nbformat.write(solved, out / "instructor" / f"{assignment['name']}-solutions.ipynb")
-    (out / "student" / "README.md").write_text(README.format(**assignment), "utf-8")
+    how = "It needs the package `vanishing`, which holds the checks: ask how to install it."
+    if assignment["install"]:
+        how = f"It installs the package `vanishing`, which holds the checks, where it is missing ({assignment['install']})."
+    (out / "student" / "README.md").write_text(README.format(**assignment, how=how), "utf-8")
     with open(out / "instructor" / "points.csv", "w", newline="", encoding="utf-8-sig") as file:
         csv.writer(file).writerows(
             [["exercise", "property", "points"], *([*map(cell, row)] for row in assignment["points"])]

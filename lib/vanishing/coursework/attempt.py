@@ -2,10 +2,12 @@
 
 import builtins
 import json
+import re
 import time
 
 import numpy as np
 
+from ..exercises import NotDone
 from .sandbox import MIB
 from .values import decode, encode
 
@@ -99,6 +101,11 @@ class Notebook:
                     break
                 if first and "error" in reply:
                     self.notes.append(f"code cell {cell + 1} raised {known_error(reply['error']).__name__}")
+                if first:
+                    self.notes += [
+                        f"code cell {cell + 1}: {module} is not there while a notebook is graded"
+                        for module in modules(reply.get("refused"))
+                    ]
             else:
                 return
             first = False
@@ -109,7 +116,7 @@ class Notebook:
     def _call(self, which, args, kwargs):
         reply = self._ask({"call": which, "args": [encode(args, self.functions), encode(kwargs, self.functions)]})
         if "missing" in reply:
-            raise NameError(f"the notebook does not define {which}")
+            raise NotDone(f"the notebook does not define {which}")
         if "error" in reply:
             raise known_error(reply["error"])
         if "unsendable" in reply:
@@ -209,6 +216,13 @@ class Notebook:
         if self.channel is not None:
             self.sandbox.end(self.channel)
             self.channel = None
+
+
+def modules(names):
+    """The packages among these names, if they are names: no other text of a student's is shown."""
+    names = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    found = [re.match(r"([a-z_]\w{0,29})(?:\.|$)", name, re.A | re.I) for name in names]
+    return sorted({match[1] for match in found if match})
 
 
 def known_error(names):

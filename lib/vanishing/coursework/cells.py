@@ -31,7 +31,8 @@ def without_magics(source):
 
 
 def run_cell(source, namespace):
-    """Run a cell. An import that fails, of a plotting library for instance, does not stop it."""
+    """Run a cell. An import that fails, of a plotting library for instance, does not stop it: the names are returned."""
+    refused = []
     try:
         tree = ast.parse(source)
     except SyntaxError:
@@ -39,9 +40,11 @@ def run_cell(source, namespace):
     for node in tree.body:
         try:
             exec(compile(ast.Module([node], []), "<cell>", "exec"), namespace)
-        except ImportError:
+        except ImportError as error:
             if not isinstance(node, (ast.Import, ast.ImportFrom)):
                 raise
+            refused.append(error.name)
+    return refused
 
 
 class StandIn(types.ModuleType):
@@ -95,8 +98,7 @@ def serve(channel):
                 cells = code_cells(request["notebook"])
                 answer(n, {"value": len(cells)})
             elif "cell" in request:
-                run_cell(cells[request["cell"]], namespace)
-                answer(n, {"value": None})
+                answer(n, {"value": None, "refused": run_cell(cells[request["cell"]], namespace)})
             else:
                 which = request["call"]
                 function = given[which] if isinstance(which, int) else namespace.get(which)

@@ -5,6 +5,7 @@ import hashlib
 import re
 import unicodedata
 import zipfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -13,7 +14,7 @@ from .sandbox import MIB
 LARGEST = 16 * MIB  # of a notebook; with a hundred figures in it one has a few
 
 # Canvas: smithzoe_LATE_4711_98765_homework-1.ipynb, in which 4711 is the user
-CANVAS = re.compile(r"(?P<name>[^_/]+)(?:_LATE)?_(?P<number>\d+)_\d+_[^/]*")
+CANVAS = re.compile(r"(?P<name>[^_/]+)(?P<late>_LATE)?_(?P<number>\d+)_\d+_[^/]*")
 # Moodle: "Zoë Smith_4711_assignsubmission_file_/homework.ipynb" (or "..._file_homework.ipynb"), 4711 the participant
 MOODLE = re.compile(r"(?P<name>[^/]+?)_(?P<number>\d+)_assignsubmission_[a-z]+(?:_[^/]*)?")
 # Gradescope: submission_4711/homework.ipynb
@@ -22,14 +23,15 @@ GRADESCOPE = re.compile(r"(?P<name>submission_(?P<number>\d+))")
 
 @dataclass(frozen=True)
 class Submission:
-    """One student's notebook file. `number` is the student's in Canvas or Moodle, if the name tells."""
+    """What one student handed in. `number` is the student's in Canvas or Moodle, if the name tells."""
 
     student: str
     number: str
-    source: Path  # the file, or the archive that holds it
-    member: str  # its path inside
+    source: Path  # the folder or archive
+    member: str  # the file's path inside
     modified: float
     size: int
+    late: bool = False
 
     @property
     def id(self):
@@ -40,12 +42,20 @@ class Submission:
             safe += "-" + hashlib.sha256(readable(plain).encode()).hexdigest()[:6]
         return f"{safe}-{self.number}" if self.number else safe
 
+    @property
+    def is_notebook(self):
+        return self.member.lower().endswith(".ipynb")
+
     def text(self):
         """The notebook's text.
 
         Raises:
-            ValueError: it is too large, or cannot be read.
+            ValueError: it is no notebook, too large, or cannot be read.
         """
+        if not self.is_notebook:
+            raise ValueError(
+                "there is nothing in the folder" if self.member.endswith("/") else "the file is not a notebook (.ipynb)"
+            )
         if self.size > LARGEST:
             raise ValueError(f"the file has {self.size / MIB:.0f} MB, more than the {LARGEST // MIB} that are read")
         try:
@@ -62,58 +72,120 @@ class Submission:
         return data.decode("utf-8-sig", errors="replace")
 
 
-def collect(source):
-    """The submissions in a folder or zip archive, one a student, and those that a newer one replaces.
+def collect(source, level=None):
+    """What each student handed in, out of a folder or zip archive.
 
-    A student is recognized by the name that Canvas, Moodle or Gradescope gives to the file or its
-    folder; otherwise by the folder, or for files on the top level by the file's own name.
+    A student is recognized by the name that Canvas, Moodle or Gradescope gives to a file or its folder. Elsewhere
+    each notebook and each folder is a student's, and a folder that holds all the others does not count.
+
+    Args:
+        source: folder or zip archive.
+        level: how far down the students' files or folders are: 1 at the top, 2 in folders there (sections, say).
+            By default 1, but then a folder there with several notebooks is an error.
 
     Returns:
-        (submissions, replaced), both sorted by student.
+        (submissions, left_out): the submissions sorted by student, also of those who handed in no notebook; of files
+        that are not looked at, (file, why).
 
     Raises:
-        ValueError: there is no such folder or archive, or no notebook in it.
+        ValueError: there is no such folder or archive, no notebook in it, or it is not clear whose they are.
     """
     source = Path(source)
     if source.is_dir():
-        files = [(p.relative_to(source).as_posix(), p.lstat()) for p in source.rglob("*.ipynb") if is_own_file(p)]
-        files = [(member, stat.st_mtime, stat.st_size) for member, stat in files]
+        files = files_of_folder(source)
     elif zipfile.is_zipfile(source):
-        with zipfile.ZipFile(source) as archive:
-            members = [m for m in archive.infolist() if m.filename.endswith(".ipynb") and not m.is_dir()]
-        files = [(m.filename, datetime.datetime(*m.date_time).timestamp(), m.file_size) for m in members]
+        files = files_of_archive(source)
     else:
         raise ValueError(f"submissions: got {str(source)!r}, expected a folder or a zip archive of notebooks")
     hidden = (".", "__MACOSX")  # checkpoints, and macOS's shadows
     files = [f for f in files if not any(part.startswith(hidden) for part in PurePosixPath(f[0]).parts)]
-    if not files:
+    if not any(member.lower().endswith(".ipynb") for member, *_ in files):
         raise ValueError(f"submissions: got {str(source)!r}, expected notebooks (*.ipynb) in it")
 
-    newest, replaced = {}, []
-    for member, modified, size in sorted(files, key=lambda file: (file[1], file[0])):
-        new = Submission(*who(member), source, member, modified, size)
-        key = new.id.casefold()  # some file systems do not tell Zoe from zoe
-        if key in newest:
-            replaced.append(newest[key])
-        newest[key] = new
-    return sorted(newest.values(), key=lambda s: s.id), sorted(replaced, key=lambda s: s.id)
+    by_student, left_out = {}, []
+    for (member, modified, size), found in zip(files, who([member for member, *_ in files], level)):
+        if found is None:
+            left_out.append((member, "is not a notebook, and in no student's folder"))
+        else:
+            student, number, late = found
+            new = Submission(student, number, source, member, modified, size, late)
+            by_student.setdefault(new.id.casefold(), []).append(new)  # some file systems do not tell Zoe from zoe
+    submissions = []
+    for handed_in in by_student.values():
+        *others, counts = sorted(handed_in, key=lambda s: (s.is_notebook, s.modified, s.member))
+        submissions.append(counts)
+        left_out += [(s.member, f"is older than another notebook of {s.student}") for s in others if s.is_notebook]
+    return sorted(submissions, key=lambda s: s.id), sorted(left_out)
+
+
+def files_of_folder(folder):
+    """(path inside, time, size) of a folder's files and, with a slash at the end, empty folders."""
+    found = []
+    for path in folder.rglob("*"):
+        if path.is_symlink():  # it could lead anywhere on this machine
+            continue
+        if path.is_file() or not any(path.iterdir()):
+            stat = path.stat()
+            found.append((path.relative_to(folder).as_posix() + "/" * path.is_dir(), stat.st_mtime, stat.st_size))
+    return found
+
+
+def files_of_archive(path):
+    """The same of a zip archive's."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    full = {f"{parent}/" for m in members for parent in PurePosixPath(m.filename).parents}
+    return [
+        (m.filename, datetime.datetime(*m.date_time).timestamp(), m.file_size)
+        for m in members if m.filename not in full
+    ]  # fmt: skip
+
+
+def who(members, level=None):
+    """(student, number, late) for each file by its path in the folder or archive; None where it is nobody's."""
+    paths = [PurePosixPath(member).parts for member in members]
+    while len(paths) > 1 and len({parts[0] for parts in paths}) == 1 and min(map(len, paths)) > 1:
+        if recognized(paths[0][:1]):  # all of it is one student's
+            break
+        paths = [parts[1:] for parts in paths]
+    found = [recognized(parts) for parts in paths]
+
+    places = {}  # of those whose names no system gave: where the student's things are
+    for i, (parts, member) in enumerate(zip(paths, members)):
+        own = parts[: level or 1]
+        if len(own) < len(parts) or member.endswith("/"):
+            places[i] = own
+        elif member.lower().endswith(".ipynb"):
+            places[i] = (*own[:-1], PurePosixPath(own[-1]).stem)
+    if level is None:
+        inside = Counter(
+            own for i, own in places.items()
+            if not found[i] and len(paths[i]) > 1 and members[i].lower().endswith(".ipynb")
+        )  # fmt: skip
+        for own, several in inside.items():
+            if several > 1:
+                raise ValueError(
+                    f"level: got {several} notebooks in {own[0]!r}, expected 1 (--level 1) if a folder is one "
+                    "student's, 2 (--level 2) if it holds the files or folders of several"
+                )
+    alike = Counter(own[-1].casefold() for own in {tuple(map(str.casefold, own)) for own in places.values()})
+    for i, own in places.items():
+        if not found[i]:
+            found[i] = (own[-1] if alike[own[-1].casefold()] == 1 else "/".join(own)), "", False
+    return found
+
+
+def recognized(parts):
+    """(student, number, late) out of a path as one of the systems names it, or None."""
+    folders, stem = parts[:-1], PurePosixPath(parts[-1]).stem
+    for part in (*folders, stem, parts[-1]):
+        if match := MOODLE.fullmatch(part) or GRADESCOPE.fullmatch(part):
+            return match["name"], match["number"], False
+    if not folders and (match := CANVAS.fullmatch(stem)):
+        return match["name"], match["number"], bool(match["late"])
+    return None
 
 
 def readable(name):
     """A file name as text that can be written, whatever bytes it is made of."""
     return name.encode("utf-8", "backslashreplace").decode()
-
-
-def is_own_file(path):
-    """A link could lead anywhere on this machine."""
-    return path.is_file() and not path.is_symlink()
-
-
-def who(member):
-    """(student, number) of a file by its path in the folder or archive."""
-    path = PurePosixPath(member)
-    for part in (*path.parts[-2::-1], path.stem):
-        for pattern in (MOODLE, CANVAS, GRADESCOPE):
-            if match := pattern.fullmatch(part):
-                return match["name"], match["number"]
-    return (path.parts[-2] if len(path.parts) > 1 else path.stem), ""

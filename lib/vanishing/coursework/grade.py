@@ -28,8 +28,9 @@ def read_assignment(folder):
     Raises:
         ValueError: it is not there, or the exercises in this version of the package are others.
     """
-    path = Path(folder, "instructor", "assignment.json")
-    if not path.exists():
+    paths = (Path(folder, "instructor", "assignment.json"), Path(folder, "assignment.json"))
+    path = next(filter(Path.exists, paths), None)
+    if path is None:
         raise ValueError(f"assignment: got {str(folder)!r}, expected the folder that `assign` wrote")
     assignment = json.loads(path.read_text("utf-8"))
     now = points_table(assignment["exercises"])
@@ -77,6 +78,8 @@ def grade_notebook(text, assignment, sandbox):
                         problem = exercises.judge(prop, attempt, hidden_rng(seed, name, prop.says))
                     except Stopped as error:
                         problem = str(error)
+                        if not notebook.given_up:
+                            notebook.notes.append(f"{name}: {problem}")
                         stopped = notebook.given_up or f"not tried: an earlier check of this function {error}"
                 rows.append([name, prop.says, 0 if problem else prop.points, prop.points, problem or ""])
         return rows, notebook.notes
@@ -90,7 +93,7 @@ def sandbox_of_this_process(kind):
     return sandbox
 
 
-def grade_one(submission, assignment, kind, out):
+def grade_one(submission, assignment, kind, out, again=False):
     """Grade one submission and keep the result: it is found there when an interrupted run goes on."""
     path = Path(out, "results", submission.id, "results.json")
     try:
@@ -98,7 +101,7 @@ def grade_one(submission, assignment, kind, out):
     except ValueError as error:
         text, problem = "", str(error)
     key = hashlib.sha256(json.dumps([text, problem, assignment], sort_keys=True).encode()).hexdigest()
-    if path.exists():
+    if path.exists() and not again:
         kept = json.loads(path.read_text("utf-8"))
         if kept["extra_data"]["key"] == key:
             return kept
@@ -114,7 +117,8 @@ def grade_one(submission, assignment, kind, out):
 def about(submission, key, kind):
     """What a result says of its submission, for the reports and for the next run."""
     told = {"id": submission.id, "student": readable(submission.student), "number": submission.number}
-    return {"extra_data": told | {"file": readable(submission.member), "key": key, "sandbox": kind}}
+    told |= {"late": submission.late, "file": readable(submission.member)}
+    return {"extra_data": told | {"key": key, "sandbox": kind}}
 
 
 def without_points(assignment, problem):
@@ -148,16 +152,22 @@ def write(path, text):
     os.replace(file.name, path)
 
 
-def grade(submissions, assignment, out, *, kind="bubblewrap", jobs=None, progress=True):
+def grade(
+    submissions, assignment, out, *, level=None, call_seconds=None, seconds=None, again=False,
+    kind="bubblewrap", jobs=None, progress=True,
+):  # fmt: skip
     """Grade a class: every notebook in a folder or zip archive.
 
-    Results of an earlier run in `out` are kept where notebook and assignment are the same. Under
+    Results of an earlier run in `out` are kept where notebook, assignment and limits are the same. Under
     `joblib.parallel_config("dask")` the work spreads over a cluster whose machines see the same files.
 
     Args:
         submissions: folder or zip archive.
         assignment: the folder that `assign` wrote.
-        out: folder for results, feedback, tables.
+        out: folder for results, feedback, tables; it may hold those of an earlier run over the same class.
+        level: how far down the students' files or folders are, as in `collect`.
+        call_seconds, seconds: limits as in `assign`, instead of those that the assignment says.
+        again: keep no earlier result.
         kind: where the code runs, as in `Sandbox`.
         jobs: processes; by default twice the cores, as many submissions only let the clock run out.
         progress: show a bar.
@@ -167,12 +177,16 @@ def grade(submissions, assignment, out, *, kind="bubblewrap", jobs=None, progres
 
     Raises:
         SandboxError: no sandbox is to be had here.
-        ValueError: no notebooks, no assignment.
+        ValueError: no notebooks, it is not clear whose they are, no assignment, or `out` is in use for something else.
     """
-    assignment, out = read_assignment(assignment), Path(out).resolve()
-    found, replaced = collect(Path(submissions).resolve())
+    assignment, submissions, out = read_assignment(assignment), Path(submissions).resolve(), Path(out).resolve()
+    limits = {"call_seconds": call_seconds, "seconds": seconds}
+    assignment["time"] |= checked_limits({name: limit for name, limit in limits.items() if limit is not None})
+    found, left_out = collect(submissions, level)
+    check_folders(submissions, out, found)
     Sandbox(kind).close()  # or it refuses, before anything is done
-    points = [{"submission": s, "assignment": assignment, "kind": kind, "out": str(out)} for s in found]
+    shared = {"assignment": assignment, "kind": kind, "out": str(out), "again": again}
+    points = [{"submission": s} | shared for s in found]
     try:
         results = sweep(grade_one, points, jobs=jobs or min(2 * (os.cpu_count() or 1), len(points)), progress=progress)
     except SweepError as error:  # the grader's own failures: the class goes on, and the next run tries them again
@@ -181,8 +195,41 @@ def grade(submissions, assignment, out, *, kind="bubblewrap", jobs=None, progres
             if isinstance(result, BaseException):
                 said = f"NOT GRADED, the grader failed: {type(result).__name__}: {result}"
                 results[i] = gradescope(*without_points(assignment, said)) | about(submission, "", kind)
-    write_reports(out, assignment, results, replaced)
+    write_reports(out, assignment, results, left_out)
     return list(results)
+
+
+def checked_limits(limits):
+    """The limits, each a number of seconds.
+
+    Raises:
+        ValueError: one is not between 0.1 and 3,600 seconds.
+    """
+    for name, limit in limits.items():
+        if not 0.1 <= limit <= 3600:
+            raise ValueError(f"{name}: got {limit:g}, expected 0.1 to 3,600 seconds")
+    return limits
+
+
+def check_folders(submissions, out, found):
+    """Nothing may be read that was written here, and nothing of another class may stay beside the new results.
+
+    Raises:
+        ValueError: the submissions are an assignment, `out` is in their folder, or it holds other students' results.
+    """
+    if (submissions / "instructor" / "assignment.json").exists():
+        raise ValueError(f"submissions: got {str(submissions)!r}, the assignment, expected what students handed in")
+    if submissions == out or submissions in out.parents:
+        raise ValueError(f"out: got {str(out)!r}, in the folder of the submissions, expected another place")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: got {str(out)!r}, a file, expected a folder")
+    others = sorted({path.parent.name for path in out.glob("results/*/results.json")} - {s.id for s in found})
+    if others:
+        few = ", ".join(others[:3]) + (", ..." if others[3:] else "")
+        raise ValueError(
+            f"out: got {str(out)!r}, which holds results of {len(others)} students who are not in this class ({few}), "
+            "expected a new folder, or one with results of the same class"
+        )
 
 
 def grade_on_gradescope(root):
@@ -202,8 +249,11 @@ def grade_on_gradescope(root):
     except SandboxError:
         sandbox = Sandbox("container")
     try:
-        newest = max(collect(root / "submission")[0], key=lambda submission: submission.modified)
-        rows, notes = grade_notebook(newest.text(), assignment, sandbox)
+        notebooks = [s for s in collect(root / "submission", level=1)[0] if s.is_notebook]
+        text = max(notebooks, key=lambda submission: submission.modified).text()
+        # Each text has inputs of its own, or who hands in often could collect them from the feedback.
+        own = [assignment["seed"], hashlib.sha256(text.encode()).hexdigest()]
+        rows, notes = grade_notebook(text, assignment | {"seed": own}, sandbox)
     except ValueError as error:
         rows, notes = without_points(assignment, str(error))
     finally:

@@ -1,7 +1,9 @@
 """What is written when a class has been graded: a page for each student, tables, a summary."""
 
 import csv
+import zipfile
 from collections import Counter
+from pathlib import PurePosixPath
 
 import jinja2
 
@@ -17,8 +19,11 @@ PAGE = """\
 <title>{% block title %}{% endblock %}</title>
 <style>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h1, p, li { overflow-wrap: anywhere; }
 table { border-collapse: collapse; margin: 0 0 1.5rem; }
 th, td { border-bottom: 1px solid #ccc; padding: .25rem .75rem .25rem 0; text-align: left; vertical-align: top; }
+td.number { white-space: nowrap; }
+tbody th { padding-top: 1rem; }
 .bar { background: #3b6ea5; height: .8rem; display: inline-block; }
 </style>
 </head>
@@ -38,34 +43,41 @@ The file was <code>{{ file }}</code>.</p>
 {% endfor %}
 {% for feedback in exercises %}{{ feedback._repr_html_()|safe }}
 {% endfor %}
-<p>A line that does not hold: run the check of that exercise in your notebook, which tells more.</p>
+<p>For what does not hold, run the check of that exercise in your notebook: it tells more.</p>
 {% endblock %}
 """
 SUMMARY = """\
 {% extends "page" %}
+{% macro link(r) %}<a href="feedback/{{ r.extra_data.id|urlencode }}.html">{{ r.extra_data.student }}</a>{% endmacro %}
 {% block title %}{{ assignment.title }}: summary{% endblock %}
 {% block body %}
 <h1>{{ assignment.title }}</h1>
 <p>{{ results|length }} students; median {{ "%g"|format(median) }} of {{ "%g"|format(possible) }} points.
 {% if unsafe %}<strong>Graded without a full sandbox ({{ unsafe }}).</strong>{% endif %}</p>
 <h2>Distribution</h2>
-<table><thead><tr><th>points</th><th>students</th><th></th></tr></thead><tbody>
-{% for label, count in bins %}<tr><td>{{ label }}</td><td>{{ count }}</td>
-<td><span class="bar" style="width: {{ (300 * count / results|length)|round|int }}px"></span></td></tr>
-{% endfor %}</tbody></table>
-<h2>Pass rate of each property</h2>
-<table><thead><tr><th>exercise</th><th>property</th><th>points</th><th>passed</th></tr></thead><tbody>
-{% for name, says, points, rate in rates %}<tr><td>{{ name }}</td><td>{{ says }}</td>
-<td>{{ "%g"|format(points) }}</td><td>{{ (100 * rate)|round|int }} %</td></tr>
+<table><thead><tr><th>points</th><th>students</th><td></td></tr></thead><tbody>
+{% for label, count in bins %}<tr><td class="number">{{ label }}</td><td>{{ count }}</td>
+<td><span class="bar" style="width: {{ (12 * count / results|length)|round(2) }}rem"></span></td></tr>
 {% endfor %}</tbody></table>
 <h2>To look at</h2>
-{% if not replaced and not noted %}<p>Nothing.</p>{% endif %}
+{% if not (left_out or noted or late) %}<p>Nothing.</p>{% endif %}
 <ul>
-{% for s in replaced %}<li>{{ s.student|readable }} handed in more than once: <code>{{ s.member|readable }}</code> is older, and was not graded.</li>
+{% if late %}<li>Late: {{ late|join(", ") }}.</li>{% endif %}
+{% for file, why in left_out %}<li>Not looked at: <code>{{ file|readable }}</code> {{ why|readable }}.</li>
 {% endfor %}
-{% for r in noted %}<li>{{ r.extra_data.student }} ({{ "%g"|format(r.score) }} points): {{ r.output }}</li>
+{% for r in noted %}<li>{{ link(r) }} ({{ "%g"|format(r.score) }} points): {{ r.output.splitlines()|join("; ") }}.</li>
 {% endfor %}
 </ul>
+<h2>Pass rate of each property</h2>
+<table><thead><tr><th>property</th><th>points</th><th>passed</th></tr></thead><tbody>
+{% for name, group in rates %}<tr><th colspan="3">{{ name }}</th></tr>
+{% for says, points, rate in group %}<tr><td>{{ says }}</td>
+<td>{{ "%g"|format(points) }}</td><td class="number">{{ (100 * rate)|round|int }} %</td></tr>
+{% endfor %}{% endfor %}</tbody></table>
+<h2>Students</h2>
+<table><thead><tr><th>student</th><th>points</th></tr></thead><tbody>
+{% for r in results %}<tr><td>{{ link(r) }}</td><td class="number">{{ "%g"|format(r.score) }}</td></tr>
+{% endfor %}</tbody></table>
 {% endblock %}
 """
 PAGES = jinja2.Environment(
@@ -79,17 +91,17 @@ def cell(value):
     return f"'{value}" if isinstance(value, str) and value.lstrip()[:1] in ("=", "+", "-", "@") else value
 
 
-def write_reports(out, assignment, results, replaced):
+def write_reports(out, assignment, results, left_out):
     """Write feedback pages, tables and the summary for the results of a class.
 
     Args:
         out: folder.
         assignment: as `grade.read_assignment` returns it.
         results: one dict a student, in Gradescope's format.
-        replaced: older submissions of the same students.
+        left_out: (file, why) of those that were not looked at.
     """
     (out / "feedback").mkdir(parents=True, exist_ok=True)
-    possible = sum(points for *_, points in assignment["points"])
+    possible, pages = sum(points for *_, points in assignment["points"]), []
     for result in results:
         who = result["extra_data"]
         exercises = {}
@@ -102,8 +114,22 @@ def write_reports(out, assignment, results, replaced):
             notes=result["output"].splitlines(), exercises=[Feedback(*item) for item in exercises.items()],
         )  # fmt: skip
         (out / "feedback" / f"{who['id']}.html").write_text(page, "utf-8")
+        pages.append((who["file"], page))
+    write_archive(out / "feedback.zip", pages)
     write_tables(out, assignment, results, possible)
-    write_summary(out, assignment, results, replaced, possible)
+    write_summary(out, assignment, results, left_out, possible)
+
+
+def write_archive(path, pages):
+    """The feedback pages under the names of what was handed in, by which Canvas and Moodle find the student.
+
+    Canvas reads name_user_attachment (`generate_comments_from_files` of its app/models/assignment.rb), Moodle
+    name_participant_assignsubmission_file (mod/assign/feedback/file/importziplib.php).
+    """
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file, page in pages:
+            name = f"{file}feedback.html" if file.endswith("/") else str(PurePosixPath(file).with_suffix(".html"))
+            archive.writestr(zipfile.ZipInfo(name), page, zipfile.ZIP_DEFLATED)  # the same pages are the same archive
 
 
 def write_tables(out, assignment, results, possible):
@@ -115,11 +141,12 @@ def write_tables(out, assignment, results, possible):
         for test in result["tests"]:
             by_exercise[test["extra_data"]["exercise"]] += test["score"]
         score, student, number = result["score"], cell(who["student"]), who["number"]
-        grades.append([student, number, score, possible, *(by_exercise[name] for name in names), cell(who["file"])])
+        late = "late" if who["late"] else ""
+        grades.append([student, number, score, possible, *(by_exercise[n] for n in names), late, cell(who["file"])])
         canvas.append([student, number, "", "", "", score])
         moodle.append([f"Participant {number}" if number else "", student, score, possible, ""])
     tables = {
-        "grades.csv": [["student", "number", "points", "of", *names, "file"], *grades],
+        "grades.csv": [["student", "number", "points", "of", *names, "late", "file"], *grades],
         # The columns of Canvas's gradebook, in its order; it finds a student by ID, else by name:
         # https://github.com/instructure/canvas-lms/blob/master/lib/gradebook_importer.rb
         "canvas.csv": [
@@ -136,20 +163,26 @@ def write_tables(out, assignment, results, possible):
             csv.writer(file).writerows(rows)
 
 
-def write_summary(out, assignment, results, replaced, possible):
+def write_summary(out, assignment, results, left_out, possible):
     """summary.html, for the instructor."""
-    scores = sorted(result["score"] for result in results)
-    edges = [possible * i / 10 for i in range(11)]
-    counts = Counter(min(int(10 * score / possible), 9) for score in scores)
-    bins = [(f"{low:.3g} to {high:.3g}", counts[i]) for i, (low, high) in enumerate(zip(edges, edges[1:]))]
+    scores, width = sorted(result["score"] for result in results), max(-(-possible // 10), 1)
+    counts = Counter(min(score, possible - 1) // width for score in scores)
+    bins = []
+    for i, low in enumerate(range(0, int(possible), int(width))):
+        high = low + width - 1 if low + width < possible else possible
+        bins.append((f"{low} to {high:g}" if high > low else f"{low}", counts[i]))
     passed = Counter(
         (t["extra_data"]["exercise"], t["extra_data"]["property"])
         for r in results for t in r["tests"] if t["score"] == t["max_score"]
     )  # fmt: skip
-    rates = [(name, says, points, passed[name, says] / len(results)) for name, says, points in assignment["points"]]
+    rates = {name: [] for name in assignment["exercises"]}
+    for name, says, points in assignment["points"]:
+        rates[name].append((says, points, passed[name, says] / len(results)))
     kinds = {result["extra_data"]["sandbox"] for result in results} - {"bubblewrap"}
     page = PAGES.get_template("summary").render(
         assignment=assignment, results=results, median=scores[len(scores) // 2], possible=possible, bins=bins,
-        rates=rates, replaced=replaced, noted=[r for r in results if r["output"]], unsafe=", ".join(sorted(kinds)),
+        rates=rates.items(), left_out=left_out, noted=[r for r in results if r["output"]],
+        late=[r["extra_data"]["student"] for r in results if r["extra_data"]["late"]],
+        unsafe=", ".join(sorted(kinds)),
     )  # fmt: skip
     (out / "summary.html").write_text(page, "utf-8")
