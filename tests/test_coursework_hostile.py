@@ -228,7 +228,8 @@ def test_a_busy_machine_costs_no_points(sandbox, host, monkeypatch):
     core = min(os.sched_getaffinity(0))
     processes = [sandbox.process.pid, *(p.pid for p in psutil.Process(sandbox.process.pid).children(recursive=True))]
     before = os.sched_getaffinity(processes[0])
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    # Sessions of their own: a kernel may share the core among sessions first.
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True) for _ in range(3)]
     try:
         for pid in (*processes, *(p.pid for p in busy)):
             os.sched_setaffinity(pid, {core})

@@ -42,9 +42,38 @@ def test_internal_links_and_anchors(site):
     assert not broken, "\n".join(broken)
 
 
+@pytest.fixture(scope="module")
+def fonts(site):
+    """The characters of each font of the style sheet that stands in it, by family, weight and style."""
+    found = {}
+    for face in re.findall(r"@font-face\s*{([^}]*)}", (site / "_static" / "site.css").read_text("utf-8")):
+        if data := re.search(r"data:font/woff2;base64,([^)]+)", face):
+            family, weight, style = (re.search(rf"font-{k}:([^;]+)", face)[1] for k in ("family", "weight", "style"))
+            found[family.strip("'\""), weight, style] = set(TTFont(BytesIO(b64decode(data[1]))).getBestCmap())
+    assert len(found) == 6
+    return found
+
+
+LETTERS = """() => {
+  const seen = {};
+  for (const formula of document.querySelectorAll(".katex-html")) {
+    const texts = document.createTreeWalker(formula, NodeFilter.SHOW_TEXT);
+    while (texts.nextNode()) {
+      const { fontFamily, fontWeight, fontStyle } = getComputedStyle(texts.currentNode.parentElement);
+      const family = fontFamily.split(",")[0].replace(/['"]/g, "");
+      const key = [family, fontWeight === "700" ? "700" : "400", fontStyle].join();
+      seen[key] = (seen[key] ?? "") + texts.currentNode.data;
+    }
+  }
+  return seen;
+}"""
+
+
 @in_browser
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_asks_no_other_host_and_has_no_error(tab, server, name):
+def test_a_page_is_whole(tab, server, fonts, name):
+    """No other host is asked, nothing fails, no picture is missing, nothing is wider than the window, and the fonts of
+    formulas, which travel with the letters in use only, have every letter."""
     tab.goto(urljoin(server, name), wait_until="load")
     tab.wait_for_timeout(300)
     assert tab.outside == [] and tab.errors == []
@@ -52,6 +81,9 @@ def test_a_page_asks_no_other_host_and_has_no_error(tab, server, name):
     assert broken == []
     wide = tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert wide <= 0, f"the page is {wide} px wider than its window"
+    for key, text in tab.evaluate(LETTERS).items():
+        missing = {c for c in text if ord(c) not in fonts.get(tuple(key.split(",")), map(ord, text))}
+        assert missing <= {"\u200b"}, f"{missing} are not in {key}"  # a space without width
 
 
 @in_browser
@@ -64,51 +96,10 @@ def test_mathematics_is_rendered(tab, server):
     assert not re.search(r"\\(frac|mathrm|rho|cdot)", tab.inner_text("article p >> nth=0"))
 
 
-def fonts(site):
-    """The characters of each font of the style sheet that stands in it, by family, weight and style."""
-    found = {}
-    for face in re.findall(r"@font-face\s*{([^}]*)}", (site / "_static" / "site.css").read_text("utf-8")):
-        if data := re.search(r"data:font/woff2;base64,([^)]+)", face):
-            family, weight, style = (re.search(rf"font-{k}:([^;]+)", face)[1] for k in ("family", "weight", "style"))
-            found[family.strip("'\""), weight, style] = set(TTFont(BytesIO(b64decode(data[1]))).getBestCmap())
-    return found
-
-
-@in_browser
-def test_the_fonts_of_formulas_hold_their_letters(tab, server, site):
-    """They travel with the letters in use only; another one would be set in a font that does not fit."""
-    held, seen = fonts(site), set()
-    assert len(held) == 6
+def test_every_figure_says_what_is_seen(site):
     for name in PAGES:
-        tab.goto(urljoin(server, name))
-        drawn = tab.evaluate(
-            """() => {
-              const seen = {};
-              for (const formula of document.querySelectorAll(".katex-html")) {
-                const texts = document.createTreeWalker(formula, NodeFilter.SHOW_TEXT);
-                while (texts.nextNode()) {
-                  const { fontFamily, fontWeight, fontStyle } = getComputedStyle(texts.currentNode.parentElement);
-                  const family = fontFamily.split(",")[0].replace(/['"]/g, "");
-                  const key = [family, fontWeight === "700" ? "700" : "400", fontStyle].join();
-                  seen[key] = (seen[key] ?? "") + texts.currentNode.data;
-                }
-              }
-              return seen;
-            }"""
-        )
-        for key, text in drawn.items():
-            missing = {c for c in text if ord(c) not in held.get(tuple(key.split(",")), map(ord, text))}
-            assert missing <= {"\u200b"}, f"{name}: {missing} are not in {key}"  # a space without width
-            seen.add(tuple(key.split(",")))
-    assert held.keys() <= seen
-
-
-@in_browser
-def test_every_figure_says_what_is_seen(tab, server):
-    for name in PAGES:
-        tab.goto(urljoin(server, name))
-        for image in tab.locator("article img").all():
-            assert len(image.get_attribute("alt") or "") > 30, f"{name}: {image.get_attribute('src')}"
+        for image in html.parse(str(site / name)).xpath("//article//img"):
+            assert len(image.get("alt") or "") > 30, f"{name}: {image.get('src')}"
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,8 @@
 
 For each page, cold, from a local server that compresses as a static host does: bytes before an
 explorable comes near and with the first one, requests, layout shift, largest paint with the CPU
-slowed down four times, slider to paint, what axe finds. The tests hold the same figures to budgets.
+slowed down four times, slider to paint, what axe finds. The tests hold the figures that do not depend on
+the machine to budgets. Before all that, the pages whose code takes long.
 """
 
 import gzip
@@ -21,6 +22,7 @@ from urllib.parse import unquote, urlparse
 import numpy as np
 
 SITE = Path(__file__).resolve().parent.parent / "_build" / "html"
+LIMITS = {"lesson": 10, "lab": 40, "exercises": 5}  # seconds to run a page's code on a quiet machine
 TYPES = {
     ".html": "text/html",
     ".css": "text/css",
@@ -198,6 +200,9 @@ def main():
 
     if CHROMIUM is None:
         sys.exit("No Chromium on this machine: nothing was measured")
+    ran = json.loads((SITE.parent / "ledger.json").read_text("utf-8"))["seconds"]
+    slow = {name: seconds for name, seconds in ran.items() if seconds > LIMITS.get(name.split("/")[-1], 40)}
+    print(f"Pages whose code ran longer than wanted in the last build (s): {slow or 'none'}\n")
     names = sorted(p.relative_to(SITE).as_posix() for p in SITE.rglob("*.html") if "_static" not in p.parts)
     print(
         f"{'page':38s} {'kB':>6s} {'+ kB':>6s} {'asks':>5s} {'shift':>6s} {'paint':>7s} {'median':>7s} {'worst':>6s}  axe"

@@ -36,7 +36,7 @@ SITE = BUILD / "html"
 CACHE = BUILD / ".jupyter_cache"
 DOCTREES = BUILD / ".doctrees"
 NOTEBOOKS = ROOT / "notebooks"
-CELL_TIMEOUT = 120  # seconds
+CELL_TIMEOUT = 600  # seconds: a cell that long hangs, also on a busy machine
 
 # What an output depends on besides the text of its page.
 LIBRARY = ["lib", "requirements.txt"]

@@ -173,7 +173,7 @@ def fill_ledgers(app, doctree, docname):
     for node in tables:
         kind = node["kind"]
         known = ledger.registry()[kind]
-        answered = [found[id] for id in known if id in found]
+        answered = [entry for id, entry in found.items() if id in known]  # in the order of reading
         still_open = [[id, item["says"], item["chapter"]] for id, item in known.items() if id not in found]
 
         def where(entry):
@@ -227,14 +227,26 @@ def defer_scripts(app, pagename, templatename, context, doctree):
 def plain_docstring(app, what, name, obj, options, lines):
     """Docstrings are written to be read in the source: their formulas are no reStructuredText.
 
-    `name` becomes ``name``; a star, a bar or an underscore elsewhere stands for itself.
+    `name` becomes ``name``; a star, a bar or an underscore elsewhere stands for itself. What is set in
+    after an empty line is code or formulas, and shown line by line as it is.
     """
-    for i, line in enumerate(lines):
-        bullet, text = re.match(r"(\s*\* )?(.*)", line).groups()
-        pieces = re.split(r"(``.+?``|`[^`]+`)", text)
-        pieces[::2] = [re.sub(r"([*|]|_(?=\W|$))", r"\\\1", text) for text in pieces[::2]]
-        pieces[1::2] = [f"``{code.strip('`')}``" for code in pieces[1::2]]
-        lines[i] = (bullet or "") + "".join(pieces)
+    shown, margin, block = [""], 0, False  # the text's indent; whether we are in what is set in from it
+    for line in lines:
+        indent = len(line) - len(line.lstrip())
+        if line and indent <= margin:
+            block = False
+        elif line and not block and not shown[-1] and len(shown) > 1:
+            block = True
+            shown += [] if shown[-2].endswith("::") else [" " * margin + "::", ""]
+        if line and not block:
+            margin = indent
+            bullet, text = re.match(r"(\s*\* )?(.*)", line).groups()
+            pieces = re.split(r"(``.+?``|`[^`]+`)", text)
+            pieces[::2] = [re.sub(r"([*|]|_(?=\W|$))", r"\\\1", text) for text in pieces[::2]]
+            pieces[1::2] = [f"``{code.strip('`')}``" for code in pieces[1::2]]
+            line = (bullet or "") + "".join(pieces)
+        shown.append(line)
+    lines[:] = shown[1:]
 
 
 def start_katex(rundir, timeout):

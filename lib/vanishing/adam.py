@@ -298,6 +298,7 @@ def surface(name, x, y, condition):
     """A loss of two parameters, and its gradient: (value, d/dx, d/dy).
 
     With c = condition and q = x^2 + c y^2:
+
         ravine           q / 2
         ravine, turned   q / 2 of the coordinates turned by 45 degrees
         saddle           (c y^2 - x^2) / 2 + x^4 / 4, minima at x = -1 and 1

@@ -56,14 +56,14 @@ class Dense:
         return np.add(y, b[..., None, :], out=y) if y.dtype == np.result_type(y, b) else y + b[..., None, :]
 
     def backward(self, dy, *, weights=True):
-        """dL/dx = dy W^T, and the gradients dL/dW = x^T dy, dL/db = sum of dy over the batch.
+        """dC/dx = dy W^T, and the gradients dC/dW = x^T dy, dC/db = sum of dy over the batch.
 
         Args:
-            dy: dL/dy, shape (..., batch, n_out).
+            dy: dC/dy, shape (..., batch, n_out).
             weights: False leaves `gradients` alone and saves a matrix product.
 
         Returns:
-            dL/dx, shape (..., batch, n_in); if an ensemble shares x, one gradient for each member.
+            dC/dx, shape (..., batch, n_in); if an ensemble shares x, one gradient for each member.
         """
         W, b = self.parameters["W"], self.parameters["b"]
         if weights:
@@ -74,9 +74,10 @@ class Dense:
     def jacobian(self, before=None):
         """dy/dx = W as (..., 1, n_in, n_out), the same for the whole batch.
 
-        Every layer's `jacobian` has rows for inputs, so that dL/dx = J dL/dy and the Jacobian of
-        a network is the product from input to output. With `before`, (..., batch, k, n_in), it
-        returns the product `before @ J`, the cheapest way it can.
+        Every layer's `jacobian` has a row for each input, so that dC/dx = J dC/dy and the Jacobian
+        of a network is the product from input to output. (The lesson on residual connections has a
+        row for each output.) With `before`, (..., batch, k, n_in), it returns the product
+        `before @ J`, the cheapest way it can.
         """
         W = self.parameters["W"][..., None, :, :]
         return W if before is None else before @ W
@@ -99,7 +100,7 @@ class Activate:
         return self.y
 
     def backward(self, dy, *, weights=True):
-        """dL/dx = dy * f'(x), same shape."""
+        """dC/dx = dy * f'(x), same shape."""
         slope = self._slope()
         # In place, where the slope is an array of our own: at width 256 a new one doubles the time.
         ours = self.activation.slope_from_value and slope.shape == dy.shape and slope.dtype == dy.dtype
@@ -131,7 +132,7 @@ class Sequential:
         return x
 
     def backward(self, dy, *, weights=True):
-        """The chain rule: each layer turns dL/dy into dL/dx, last layer first."""
+        """The chain rule: each layer turns dC/dy into dC/dx, last layer first."""
         for layer in reversed(self.layers):
             dy = layer.backward(dy, weights=weights)
         return dy
@@ -210,12 +211,12 @@ def mlp(
 
 
 def mean_squared_error(y, target):
-    """L = mean of (y - target)^2 over batch and units: (..., batch, n) -> (...)."""
+    """C = mean of (y - target)^2 over batch and units: (..., batch, n) -> (...)."""
     return ((floating(y, "y") - target) ** 2).mean(axis=(-2, -1))
 
 
 def d_mean_squared_error(y, target):
-    """dL/dy = 2 (y - target) / (batch n), the shape of y."""
+    """dC/dy = 2 (y - target) / (batch n), the shape of y."""
     y = floating(y, "y")
     return 2 * (y - target) / (y.shape[-2] * y.shape[-1])
 
@@ -330,10 +331,10 @@ class GradCheck:
 def gradcheck(f, gradient, x, *, method="central", step=None, rtol=1e-6):
     """Compare a gradient with differences of f, entry by entry, in float64.
 
-    central: (f(x + h) - f(x - h)) / 2h, error O(h^2); h = eps^(1/3) max(1, |x|) balances it
-        against the rounding error eps |f| / h.
-    complex: Im f(x + ih) / h, error O(h^2) and no subtraction, so h = 1e-20 is exact to
-        rounding. f must be analytic and accept complex arrays. Source: Squire & Trapp (1998).
+    * "central": (f(x + h) - f(x - h)) / 2h, error O(h^2); h = eps^(1/3) max(1, |x|) balances it
+      against the rounding error eps |f| / h.
+    * "complex": Im f(x + ih) / h, error O(h^2) and no subtraction, so h = 1e-20 is exact to
+      rounding. f must be analytic and accept complex arrays. Source: Squire & Trapp (1998).
 
     The error of an entry is |analytic - numeric| / max(|analytic|, |numeric|); differences
     that the rounding of f explains are not counted.

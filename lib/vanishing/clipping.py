@@ -148,7 +148,7 @@ def cliff(w, b, steps=50, start=0.5, target=0.7):
 
     Args:
         w, b: weight and bias, numbers or arrays that broadcast.
-        steps: T.
+        steps: T, the steps in time.
         start: z_0.
         target: what sigmoid(z_T) should be.
 
@@ -273,7 +273,7 @@ def rounded_gradients(weights, x, dy, *, activation, precision, scale=1.0):
     Args:
         weights: list of matrices (n, n), from the first layer on.
         x: input, (batch, n).
-        dy: dL/dy at the output, (batch, n).
+        dy: dC/dy at the output, (batch, n).
         activation: f, a name or an `Activation`.
         precision: as in `rounded`.
         scale: factor on dy, the loss scale: a number, or an array (...), whose axes come first in the result.
@@ -318,7 +318,7 @@ def precision_grid(
         depths: numbers of layers.
         log2_scales: log2 of the loss scales.
         names: activation functions.
-        width: n.
+        width: n, units in each layer.
         batch: number of examples.
 
     Returns:

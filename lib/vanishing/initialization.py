@@ -196,7 +196,7 @@ def _denses(layer):
 
 
 def variance_factors(fan_in, fan_out, variance, square=1.0, slope=1.0):
-    """The factors of the mean square in z = h W: forward, of h -> f(z), and backward, of g -> dL/dh.
+    """The factors of the mean square in z = h W: forward, of h -> f(z), and backward, of g -> dC/dh.
 
         forward  = fan_in variance E[f(z)^2] / E[z^2]
         backward = fan_out variance E[f'(z)^2]

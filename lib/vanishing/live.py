@@ -113,7 +113,7 @@ class Record:
         step: number of this update, from 1.
         loss: cross-entropy of its batch, before the update.
         accuracy: share of the held-out digits that are right, after the update.
-        gradient: norm of dL/dW before clipping, for each of the depth + 1 layers.
+        gradient: norm of dC/dW before clipping, for each of the depth + 1 layers.
         saturated: for each hidden layer the share of its units, over the images of the batch, whose
             slope is below a tenth of the activation's largest slope.
         update: |change of W| / |W| by this update, for each layer; nan where W is 0.

@@ -4,8 +4,8 @@ In z = h W + b, h = f(z of the layer before), with independent weights of varian
 biases of variance bias_variance, the z of a wide layer are Gaussian. Two numbers then say everything
 about two inputs: the length q = E[z^2], and the correlation c between them. Layer by layer
 
-    q -> weight_variance E[f(z)^2] + bias_variance                      (`q_map`)
-    c -> (weight_variance E[f(z1) f(z2)] + bias_variance) / q           (`c_map`)
+    q -> weight_variance E[f(z)^2] + bias_variance                      (q_map)
+    c -> (weight_variance E[f(z1) f(z2)] + bias_variance) / q           (c_map)
 
 with z1 and z2 of variance q and correlation c, and the squared gradient is multiplied by
 

@@ -42,14 +42,14 @@ def batches(n, size, *, rng=None, shuffle=True, drop_last=False):
 
 
 def batch_gradients(net, x, d_loss, batches):
-    """The gradient of each batch, stacked: g_k = dL_k/dparameters.
+    """The gradient of each batch, stacked: g_k = dC_k/dparameters.
 
     With batches of one, `batches(n, 1, shuffle=False)`, these are the per-example gradients.
 
     Args:
         net: a layer. Its `gradients` are those of the last batch afterwards.
         x: inputs, shape (..., n, n_in).
-        d_loss: (y, i) -> dL/dy of the batch with outputs y and indices i.
+        d_loss: (y, i) -> dC/dy of the batch with outputs y and indices i.
         batches: iterable of integer arrays, as from `batches`.
 
     Returns:
@@ -86,7 +86,7 @@ def gradient_noise(gradients, *, batch_size=1, ensemble_axes=0):
     Args:
         gradients: array, or dict or list of arrays, (k, *ensemble, ...), k >= 2, as from
             `batch_gradients`.
-        batch_size: B.
+        batch_size: B, examples in the batch of each gradient.
         ensemble_axes: how many axes after the first are the ensemble.
 
     Returns:

@@ -35,7 +35,7 @@ def standardize(x, axis, eps):
 
 
 def d_standardize(dxhat, xhat, sigma, axis):
-    """dL/dx = (dL/dxhat - mean(dL/dxhat) - xhat mean(dL/dxhat xhat)) / sigma: two projections.
+    """dC/dx = (dC/dxhat - mean(dC/dxhat) - xhat mean(dC/dxhat xhat)) / sigma: two projections.
 
     The chain rule gives the second term from dmean/dx_i = 1 / m, and the third from
     dsigma/dx_i = xhat_i / m, for m entries along `axis`. It is exact, whatever eps.
@@ -79,7 +79,7 @@ class _Normalization:
         return y + self.parameters["beta"][..., None, :] if "beta" in self.parameters else y
 
     def _d_scale_and_shift(self, dy, xhat, weights):
-        """dL/dxhat = gamma dy; dL/dgamma = sum of dy xhat, dL/dbeta = sum of dy over the batch."""
+        """dC/dxhat = gamma dy; dC/dgamma = sum of dy xhat, dC/dbeta = sum of dy over the batch."""
         if weights:
             for key, g in (("gamma", dy * xhat), ("beta", dy)):
                 if key in self.parameters:
@@ -138,10 +138,10 @@ class BatchNorm(_Normalization):
         return self._scale_and_shift(self.xhat)
 
     def backward(self, dy, *, weights=True):
-        """dL/dx = (dxhat - mean(dxhat) - xhat mean(dxhat xhat)) / sigma with dxhat = gamma dy.
+        """dC/dx = (dxhat - mean(dxhat) - xhat mean(dxhat xhat)) / sigma with dxhat = gamma dy.
 
         The means are over the batch. In evaluation the statistics are constants, nothing is
-        removed, and dL/dx = dxhat / sigma. See `Dense.backward` for the arguments.
+        removed, and dC/dx = dxhat / sigma. See `Dense.backward` for the arguments.
         """
         dxhat = self._d_scale_and_shift(dy, self.xhat, weights)
         return d_standardize(dxhat, self.xhat, self.sigma, axis=-2) if self.coupled else dxhat / self.sigma
@@ -187,7 +187,7 @@ class GroupNorm(_Normalization):
         return self._scale_and_shift(self._join(self.xhat))
 
     def backward(self, dy, *, weights=True):
-        """dL/dx = (dxhat - mean(dxhat) - xhat mean(dxhat xhat)) / sigma with dxhat = gamma dy.
+        """dC/dx = (dxhat - mean(dxhat) - xhat mean(dxhat xhat)) / sigma with dxhat = gamma dy.
 
         The means are over the group. See `Dense.backward` for the arguments.
         """
@@ -249,7 +249,7 @@ class RMSNorm(_Normalization):
         return self._scale_and_shift(self.xhat)
 
     def backward(self, dy, *, weights=True):
-        """dL/dx = (dxhat - xhat mean(dxhat xhat)) / sigma with dxhat = gamma dy: the mean may stay.
+        """dC/dx = (dxhat - xhat mean(dxhat xhat)) / sigma with dxhat = gamma dy: the mean may stay.
 
         See `Dense.backward` for the arguments.
         """
@@ -292,7 +292,7 @@ class WeightNormDense:
         return self.dense.forward(x)
 
     def backward(self, dy, *, weights=True):
-        """dL/dg = u . dL/dW and dL/dv = (g / |v|) (dL/dW - u (u . dL/dW)), the rest as in `Dense`.
+        """dC/dg = u . dC/dW and dC/dv = (g / |v|) (dC/dW - u (u . dC/dW)), the rest as in `Dense`.
 
         The gradient of v is orthogonal to v: a step can only turn it, and lengthens it.
         """

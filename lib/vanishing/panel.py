@@ -295,7 +295,7 @@ def figure(records, previous=()):
     loss.set(title=f"Loss; {100 * last.accuracy:.0f} % of held-out digits right", xlabel="step", ylabel="cross-entropy")
 
     for axes, field, name, label in (
-        (gradient, "gradient", "Gradient of the weights", "norm of dL/dW"),
+        (gradient, "gradient", "Gradient of the weights", "norm of dC/dW"),
         (saturated, "saturated", "Saturated: slope below 1/10 of the largest", "% of the layer's units"),
         (update, "update", "Update to weight", "|change of W| / |W|"),
     ):

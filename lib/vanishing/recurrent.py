@@ -124,15 +124,15 @@ class _Recurrent:
         return a, *states
 
     def backward(self, dy, *, weights=True):
-        """Back-propagation through time: dL/dh_t = dy_t + what comes back from step t + 1.
+        """Back-propagation through time: dC/dh_t = dy_t + what comes back from step t + 1.
 
         Args:
-            dy: dL/dy of all hidden states, shape (..., batch, T, n_hidden).
+            dy: dC/dy of all hidden states, shape (..., batch, T, n_hidden).
             weights: False leaves `gradients` alone and saves the matrix products.
 
         Returns:
-            dL/dx, shape (..., batch, T, n_in); if an ensemble shares x, one for each member. The
-            gradients of the initial states stay in `d_initial`: (dL/dh_0,), and dL/dc_0 in an LSTM.
+            dC/dx, shape (..., batch, T, n_in); if an ensemble shares x, one for each member. The
+            gradients of the initial states stay in `d_initial`: (dC/dh_0,), and dC/dc_0 in an LSTM.
         """
         expected = _sequence(self.h[1:]).shape
         if np.shape(dy) != expected:
@@ -352,16 +352,16 @@ def gradient_through_time(cell, x, *, rng=None, dy_last=None):
 
     As in `gradient_flow` it is kept near 1 by powers of two, which is exact, and the exponent is
     carried. The hidden states are rescaled too if f is homogeneous (relu); otherwise not. In an
-    LSTM dL/dh_(t-1) is a product of gates and U with dL/dc_t, so both decay at the same rate.
+    LSTM dC/dh_(t-1) is a product of gates and U with dC/dc_t, so both decay at the same rate.
 
     Args:
         cell: RNN, LSTM or GRU. It stays as it is.
         x: input, shape (..., batch, T, n_in); the initial state is 0.
-        rng: numpy Generator for dL/dh_T, N(0, 1); needed unless `dy_last` is given.
-        dy_last: dL/dh_T, shape (..., batch, n_hidden), instead of a random one.
+        rng: numpy Generator for dC/dh_T, N(0, 1); needed unless `dy_last` is given.
+        dy_last: dC/dh_T, shape (..., batch, n_hidden), instead of a random one.
 
     Returns:
-        log10 of the root mean square, over batch and units, of dL/dh_t for t = 0 ... T, shape
+        log10 of the root mean square, over batch and units, of dC/dh_t for t = 0 ... T, shape
         (..., T + 1), float64.
     """
     if not isinstance(cell, _Recurrent):

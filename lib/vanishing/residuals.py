@@ -30,7 +30,7 @@ class Residual:
         learn_scale: whether it is a parameter, "scale". SkipInit and ReZero start it at 0, where
             the layer is the identity.
 
-    Source: He et al. (2016); De & Smith (2020) for SkipInit, Bachlechner et al. (2021) for ReZero.
+    Source: He et al. (2016); De & Smith (2020) for SkipInit, Bachlechner et al. (2020) for ReZero.
     """
 
     def __init__(self, block, *, scale=1.0, learn_scale=False):
@@ -48,7 +48,7 @@ class Residual:
         return x + self._scale(2) * self.branch
 
     def backward(self, dy, *, weights=True):
-        """dL/dx = dy + scale (dL/dx of the block); dL/dscale = sum of dy block(x) over batch and units.
+        """dC/dx = dy + scale (dC/dx of the block); dC/dscale = sum of dy block(x) over batch and units.
 
         The first term arrives whatever the block does; the second can cancel it or outgrow it.
         See `Dense.backward` for the arguments.
@@ -142,7 +142,7 @@ class Highway:
         return x + self.t * self.difference
 
     def backward(self, dy, *, weights=True):
-        """dL/dx = (1 - t) dy, plus t dy sent through the block, plus (block(x) - x) dy through the gate.
+        """dC/dx = (1 - t) dy, plus t dy sent through the block, plus (block(x) - x) dy through the gate.
 
         See `Dense.backward` for the arguments.
         """
@@ -184,7 +184,7 @@ class DenseSkip:
         return _side_by_side(x, branch)
 
     def backward(self, dy, *, weights=True):
-        """dL/dx = the first n entries of dy, plus the others sent through the block.
+        """dC/dx = the first n entries of dy, plus the others sent through the block.
 
         See `Dense.backward` for the arguments.
         """

@@ -43,7 +43,7 @@ def softmax(z, axis=-1, *, temperature=1.0):
 
 
 def d_softmax(z, dy, axis=-1, *, temperature=1.0):
-    """dL/dz_i = p_i (dy_i - sum_j p_j dy_j) / T, with dy = dL/dp, in O(n).
+    """dC/dz_i = p_i (dy_i - sum_j p_j dy_j) / T, with dy = dC/dp, in O(n).
 
     A constant added to dy changes nothing. Taking dy - dy[argmax z] leaves only the small
     probabilities in the sum, so the result is right when the largest p rounds to 1: for z = (50, 0)
@@ -89,13 +89,13 @@ def log_softmax(z, axis=-1, *, temperature=1.0):
 
 
 def d_log_softmax(z, dy, axis=-1, *, temperature=1.0):
-    """dL/dz_i = (dy_i - p_i sum_j dy_j) / T, with dy = dL/d(ln p)."""
+    """dC/dz_i = (dy_i - p_i sum_j dy_j) / T, with dy = dC/d(ln p)."""
     p = softmax(z, axis, temperature=temperature)
     return (dy - p * np.sum(dy, axis=axis, keepdims=True)) / _temperature(temperature, p, axis)
 
 
 def cross_entropy(logits, labels):
-    """L = -mean over the batch of ln p[label], with p = softmax(logits).
+    """C = -mean over the batch of ln p[label], with p = softmax(logits).
 
     Args:
         logits: shape (..., batch, classes).
@@ -109,7 +109,7 @@ def cross_entropy(logits, labels):
 
 
 def d_cross_entropy(logits, labels):
-    """dL/dlogits = (p - onehot(label)) / batch, the shape of the logits."""
+    """dC/dlogits = (p - onehot(label)) / batch, the shape of the logits."""
     logits, target = _one_hot(logits, labels)
     log_p = log_softmax(logits)
     # p - 1 as expm1(ln p): where p rounds to 1 the gradient is small, not 0.
@@ -148,7 +148,7 @@ def sparsemax(z, axis=-1, *, temperature=1.0):
 
 
 def d_sparsemax(z, dy, axis=-1, *, temperature=1.0):
-    """dL/dz_i = (dy_i - mean of dy over the support) / T for i in the support, else 0, in O(n)."""
+    """dC/dz_i = (dy_i - mean of dy over the support) / T for i in the support, else 0, in O(n)."""
     s = _support(z, axis, temperature)
     mean = (s * dy).sum(axis=axis, keepdims=True) / s.sum(axis=axis, keepdims=True)
     return s * (dy - mean) / _temperature(temperature, s, axis)
@@ -188,7 +188,7 @@ class Softmax:
         return self._f(x, temperature=self.temperature)
 
     def backward(self, dy, *, weights=True):
-        """dL/dx = J dy, same shape."""
+        """dC/dx = J dy, same shape."""
         return self._d_f(self.x, dy, temperature=self.temperature)
 
     def jacobian(self, before=None):
@@ -375,7 +375,7 @@ class Attention:
         return self.A @ self.v
 
     def backward(self, dy, *, weights=True):
-        """dL/dx, and the gradients of the three matrices unless `weights` is False."""
+        """dC/dx, and the gradients of the three matrices unless `weights` is False."""
         dv = np.swapaxes(self.A, -1, -2) @ dy
         dscores = self.scale * d_softmax(self.scores, dy @ np.swapaxes(self.v, -1, -2))
         down = dscores @ self.k, np.swapaxes(dscores, -1, -2) @ self.q, dv

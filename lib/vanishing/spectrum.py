@@ -35,7 +35,7 @@ def log10_singular_values(factors, x=None):
     Raises:
         ValueError: a network without x, or a factor with inf or nan.
 
-    Source: Loh et al. (1992) for Q D T; the end is the QR iteration with squaring.
+    Source: Loh et al. (1989) for Q D T; the end is the QR iteration with squaring.
     """
     if hasattr(factors, "forward"):
         if x is None:
