@@ -114,7 +114,8 @@ VALUES = [
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda v: repr(v)[:30])
 def test_values_travel_exactly(value):
-    back = decode(json.loads(json.dumps(encode(value, []))), None)
+    blobs = []
+    back = decode(json.loads(json.dumps(encode(value, [], blobs))), None, blobs)
     if isinstance(value, dict):
         assert list(back) == list(value)
         back, value = back["a"], value["a"]
@@ -126,7 +127,7 @@ def test_values_travel_exactly(value):
 def test_other_values_do_not_travel():
     for value in ({1}, object(), np.array(["a"]), np.array([None])):
         with pytest.raises(TypeError):
-            encode(value, [])
+            encode(value, [], [])
 
 
 def test_functions_are_called_back_and_returned_ones_called(sandbox):  # noqa: F811
@@ -233,20 +234,27 @@ def test_the_whole_book_is_one_assignment(tmp_path):
 @pytest.mark.parametrize("level, members, students", [
     (None, ["Zoë Smith.ipynb"], ["Zoë Smith"]),
     (None, ["Zoë Smith/homework.ipynb"], ["Zoë Smith"]),
-    (None, ["smithzoe_4711_98765_homework-1.ipynb"], ["smithzoe 4711"]),
-    (None, ["smithzoe_LATE_4711_98765_home_work.ipynb", "x_1_2_h.zip"], ["smithzoe 4711 late", "x 1"]),
-    (None, ["Zoë Smith_4711_assignsubmission_file_/homework.ipynb"], ["Zoë Smith 4711"]),
-    (None, ["Zoë Smith_4711_assignsubmission_file/sub/a_1_2_b.ipynb"], ["Zoë Smith 4711"]),
-    (None, ["Zoë Smith_4711_assignsubmission_file_homework.ipynb"], ["Zoë Smith 4711"]),
-    (None, ["Ona Text_7_assignsubmission_onlinetext_/onlinetext.html"], ["Ona Text 7"]),
-    (None, ["assignment_export/submission_4711/homework.ipynb"], ["submission_4711 4711"]),
-    (None, ["CS_1_2_export/submission_1/homework.ipynb"], ["submission_1 1"]),
+    (None, ["smithzoe_4711_98765_homework-1.ipynb"], ["smithzoe 4711 canvas"]),
+    (None, ["smithzoe_LATE_4711_98765_home_work.ipynb", "x_1_2_h.zip"], ["smithzoe 4711 canvas late", "x 1 canvas"]),
+    (None, ["Zoë Smith_4711_assignsubmission_file_/homework.ipynb"], ["Zoë Smith 4711 moodle"]),
+    (None, ["Zoë Smith_4711_assignsubmission_file/sub/a_1_2_b.ipynb"], ["Zoë Smith 4711 moodle"]),
+    (None, ["Zoë Smith_4711_assignsubmission_file_homework.ipynb"], ["Zoë Smith 4711 moodle"]),
+    (None, ["Ona Text_7_assignsubmission_onlinetext_/onlinetext.html"], ["Ona Text 7 moodle"]),
+    (None, ["assignment_export/submission_4711/homework.ipynb"], ["submission_4711"]),
+    (None, ["CS_1_2_export/submission_1/homework.ipynb"], ["submission_1"]),
+    (None, ["team_red_4711_98_h.ipynb", "pat_12_text.html", "pat_LATE_13_link.html"],
+     ["team_red 4711 canvas", "pat 12 canvas", "pat 13 canvas late"]),
+    (None, ["anon_Zx3fa_98765_h.ipynb", "LATE_anon_Q7_98_h.ipynb"], ["anon_Zx3fa", "anon_Q7 late"]),
+    (2, ["A/zoe_4711_98_h.ipynb", "A/ben_LATE_12_99_h.ipynb", "B/eva_13_97_h.ipynb"],
+     ["zoe 4711 canvas", "ben 12 canvas late", "eva 13 canvas"]),
+    (None, ["Ada/home_1_2_work.ipynb", "Ben/x.ipynb"], ["Ada", "Ben"]),
     # a folder that holds all the others does not count
     (None, ["all/Anna.ipynb", "all/Ben.ipynb"], ["Anna", "Ben"]),
     (None, ["a/b/Anna/hw.ipynb", "a/b/Ben/hw.ipynb", "a/b/Emil/"], ["Anna", "Ben", "Emil"]),
-    (None, ["Zoë_4711_assignsubmission_file_/a.ipynb", "Zoë_4711_assignsubmission_file_/b.ipynb"], ["Zoë 4711"] * 2),
+    (None, ["Zoë_4711_assignsubmission_file_/a.ipynb", "Zoë_4711_assignsubmission_file_/b.ipynb"], ["Zoë 4711 moodle"] * 2),
     # something else than a notebook, in a student's folder and beside
-    (None, ["Pia/hw.py", "Anna.ipynb", "README.txt"], ["Pia", "Anna", None]),
+    (None, ["Pia/hw.py", "Anna.ipynb", "Ola.py"], ["Pia", "Anna", "Ola"]),
+    (None, ["x_1_2_h.ipynb", "README.txt"], ["x 1 canvas", None]),
     # one student's several files, or several students'
     (1, ["Sam/a.ipynb", "Sam/b/x.ipynb", "Ben.ipynb"], ["Sam", "Sam", "Ben"]),
     (2, ["A/Anna.ipynb", "A/Ben.ipynb", "B/Anna.ipynb", "Cleo.ipynb"], ["A/Anna", "Ben", "B/Anna", "Cleo"]),
@@ -254,7 +262,7 @@ def test_the_whole_book_is_one_assignment(tmp_path):
 ])  # fmt: skip
 def test_whose_files_they_are(level, members, students):
     found = collecting.who(members, level)
-    assert [who and " ".join(filter(None, (*who[:2], "late" * who[2]))) for who in found] == students
+    assert [who and " ".join(filter(None, (*who[:3], "late" * who.late))) for who in found] == students
 
 
 @pytest.mark.parametrize(
@@ -308,7 +316,7 @@ def test_archives_and_files_that_are_too_large(tmp_path, monkeypatch):
     "name", ["../../etc/x", "a/b", "", ".", "-rf", "CON", "x" * 300, "a\nb", "Ünï côdé", "=cmd|'/c calc'!A1"]
 )
 def test_names_of_files_are_safe(name):
-    id = collecting.Submission(name, "", None, "", 0, 0).id
+    id = collecting.Submission(collecting.Student(name), None, "", 0, 0).id
     assert re.fullmatch(r"[\w.-]+", id) and not id.startswith((".", "-")) and len(id) < 100
 
 
@@ -330,7 +338,7 @@ def graded(homework, tmp_path_factory, sandbox):  # noqa: F811
         "broken.ipynb": solved[:-50],
         "late_LATE_13_346_hw.ipynb": notebook(RIGHT, "import torch.nn, numpy\nfrom os import nothing"),
         "Pia/hw.py": RIGHT,
-        "notes.txt": "of the instructor",
+        "notes.txt": "no notebook",
         os.fsdecode(b"\xff\xfe.ipynb"): "{}",
     }.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -366,9 +374,11 @@ def test_tables(graded):
             assert not any(value.startswith(("=", "+", "-", "@", "\t")) for value in row)
     assert rows["canvas.csv"][0] == ["Student", "ID", "SIS User ID", "SIS Login ID", "Section", "Homework 1"]
     assert rows["canvas.csv"][1] == ["    Points Possible", "", "", "", "", "30"]
-    assert ["Zoë Smith", "11", "", "", "", "30"] in rows["canvas.csv"]
+    assert ["late", "13", "", "", "", "4"] in rows["canvas.csv"]
+    assert ["Zoë Smith", "", "", "", "", "30"] in rows["canvas.csv"], "Moodle's number is not Canvas's"
     assert {"Identifier", "Grade", "Last modified (grade)"} < set(rows["moodle.csv"][0])
     assert ["Participant 11", "Zoë Smith", "30", "30", ""] in rows["moodle.csv"]
+    assert ["", "late", "4", "30", ""] in rows["moodle.csv"]
     assert rows["grades.csv"][0][:4] == ["student", "number", "points", "of"]
     late = rows["grades.csv"][0].index("late")
     assert {row[0]: row[late] for row in rows["grades.csv"][1:] if row[late]} == {"late": "late"}
@@ -377,7 +387,7 @@ def test_tables(graded):
 def test_pages(graded):
     out, results, _ = graded
     summary = (out / "summary.html").read_text("utf-8")
-    for said in ("9 students", "old.ipynb</code> is older", "notes.txt</code> is not a notebook", "Late: late.",
+    for said in ("9 students", "old.ipynb</code> is older", "notes.txt</code> has no name of a student", "Late: late.",
                  "code cell 2: os is not there", "torch is not there", "27 to 30", ">Pia</a> (0 points): the file is not"):  # fmt: skip
         assert said in " ".join(summary.split()), said
     for link in re.findall(r'href="([^"]+)"', summary):

@@ -103,10 +103,16 @@ CHEATS = {  # name: (points, cells)
     "replies: deeply nested": (0, [function("import os\nos.write(3, b'[' * 900000 + b'\\n')\nreturn right(f)")]),
     "replies: an array that lies about its shape": (
         0, [function("import os\nfor n in range(300): os.write(3, b'{\"n\": %d, \"value\": {\"~\": \"array\", \"dtype\": \"<f8\","
-                     " \"shape\": [1000000, 1000000], \"data\": \"\"}}\\n' % n)\nreturn right(f)")]),
+                     " \"shape\": [1000000, 1000000], \"blob\": 0}, \"blobs\": [8]}\\n12345678' % n)\nreturn right(f)")]),
     "replies: an array of objects": (
         0, [function("import os\nfor n in range(300): os.write(3, b'{\"n\": %d, \"value\": {\"~\": \"array\", \"dtype\": \"|O\","
-                     " \"shape\": [1], \"data\": \"AAAAAAAAAAA=\"}}\\n' % n)\nreturn right(f)")]),
+                     " \"shape\": [1], \"blob\": 0}, \"blobs\": [8]}\\n12345678' % n)\nreturn right(f)")]),
+    "replies: bytes that never come": (
+        0, [function("import os\nos.write(3, b'{\"n\": 1, \"blobs\": [100000]}\\n')\nreturn right(f)")]),
+    "replies: more bytes than there are": (
+        0, [function("import os\nos.write(3, b'{\"n\": 1, \"blobs\": [1e300, 3000000, 3000000]}\\n')\nreturn right(f)")]),
+    "replies: fewer bytes than none": (
+        0, [function("import os\nos.write(3, b'{\"n\": 1, \"blobs\": [-9, \"x\", null, NaN]}\\n')\nreturn right(f)")]),
     "returns its input as text, to read it in the feedback": (0, [function("return str(list(f))")]),
     "returns its input as texts": (0, [function("return [str(x) for x in f]")]),
     "raises its input, to read it in the feedback": (0, [function("raise type(repr(f[:3]), (Exception,), {})(repr(f))")]),
@@ -244,6 +250,27 @@ def test_a_busy_machine_costs_no_points(sandbox, host, monkeypatch):
             process.wait()
         for pid in processes:
             os.sched_setaffinity(pid, before)
+
+
+def test_asking_the_grader_often_costs_no_points(sandbox, host):
+    """Where an exercise gives a function, it is the grader's: its answers to many numbers are not the student's time."""
+    name = "activations/edge_gain"
+    answer = """
+import numpy as np
+def edge_gain(f, df):
+    x = np.linspace(-10, 10, 20_001)
+    weight = np.exp(-(x**2) / 2) / np.exp(-(x**2) / 2).sum()
+    low, high = 0.1, 30.0
+    for _ in range(200):
+        spread = np.sqrt(low * high)
+        square, slope = f(spread * x) ** 2 @ weight, df(spread * x) ** 2 @ weight
+        low, high = (spread, high) if spread**2 * slope < square else (low, spread)
+    return spread / np.sqrt(square)
+"""
+    points = points_table([name])
+    assignment = {"exercises": [name], "points": points, "seed": 1, "time": {"call_seconds": 2.0, "seconds": 10.0}}
+    rows, notes = grade_notebook(notebook(answer), assignment, sandbox)
+    assert notes == [] and all(got == possible for *_, got, possible, _ in rows)
 
 
 def test_the_same_score_ten_times_out_of_ten(sandbox, host):

@@ -67,12 +67,12 @@ def main():
                 options.submissions, options.assignment, options.out, level=options.level, again=options.again,
                 call_seconds=options.call_seconds, seconds=options.seconds, kind=kind, jobs=options.jobs,
             )  # fmt: skip
-            print(f"{len(results)} students. Open {options.out}/summary.html; the tables are beside it.")
+            print(f"{len(results)} students. Open {options.out}/summary.html, which says what to look at.")
         else:
             from .grade import grade_on_gradescope
 
             grade_on_gradescope(options.root)
-    except (ValueError, SandboxError) as error:
+    except (OSError, ValueError, SandboxError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         print("\nStopped. What was graded is kept: the same command goes on from there.", file=sys.stderr)

@@ -22,6 +22,7 @@ INTRODUCTION = """\
 - Keep the names of the functions. Cells may be added; what a function needs must be in the notebook.
 - Use Python, NumPy and SciPy. Other imports are not there while your notebook is graded, nor are files, the network and `vanishing` itself.
 - A cell, and a call of a function, may take {call_seconds:g} seconds; all of them together {seconds:g}.
+- "The lesson" and "the lab" are those of the chapter in the book *Vanishing Gradients*.
 - Hand in this one file, as a notebook (`.ipynb`), under your own name.
 """
 
@@ -46,17 +47,19 @@ if importlib.util.find_spec("vanishing") is None:
 
 DIRECTIVE = re.compile(r"^(?P<fence>`{3,}|:{3,})\{(?P<name>[\w:-]+)\}[ \t]*(?P<title>[^\n]*)\n"
                        r"(?P<options>(?::[\w-]+:[^\n]*\n)*)(?P<body>.*?)^(?P=fence)[ \t]*$", re.M | re.S)  # fmt: skip
-BOXES = ("admonition", "attention", "hint", "important", "note", "seealso", "tip", "warning")
+BOXES = ("admonition", "attention", "dropdown", "hint", "important", "note", "seealso", "tip", "warning")
 
 
-def plain_markdown(text):
-    """MyST Markdown as exercises use it, in Markdown that every notebook shows.
+def plain_markdown(text, answers=True):
+    """MyST Markdown as exercises use it, in Markdown that every notebook shows; without folded answers, if so asked.
 
     Raises:
         ValueError: a directive or role without a plain form.
     """
 
     def box(match):
+        if match["name"] == "dropdown" and not answers:
+            return ""
         if match["name"] not in BOXES:
             raise ValueError(f"got the directive {match['name']!r}, which has no form in a notebook of an assignment")
         title = match["title"] or match["name"].capitalize()
@@ -74,10 +77,11 @@ def plain_markdown(text):
 
     text = re.sub(r"^\([\w-]+\)=\n", "", text, flags=re.M)  # targets of references
     text = re.sub(r"^\$\$[ \t]*\([\w-]+\)[ \t]*$", "$$", text, flags=re.M)  # labels of equations
+    text = re.sub(r"\[([^\]\n]+)\]\((?!\w+:)[^)\n]*\)", r"\1", text)  # links to other pages of the book
     return re.sub(r"\{([\w:]+)\}`([^`]+)`", role, DIRECTIVE.sub(box, text)).strip()
 
 
-def pieces(topic):
+def pieces(topic, answers=True):
     """A topic's exercises as [kind, source] in order: "markdown", "code", or "check", the hidden cells."""
     from markdown_it import MarkdownIt
 
@@ -86,10 +90,10 @@ def pieces(topic):
     for token in MarkdownIt().parse(text):
         if token.type == "fence" and token.info.startswith("{code-cell}"):
             options, code = re.match(r"((?::[^\n]*\n)*)(.*)", token.content, re.S).groups()
-            found.append(("markdown", plain_markdown("".join(lines[at : token.map[0]]))))
+            found.append(("markdown", plain_markdown("".join(lines[at : token.map[0]]), answers)))
             found.append(("check" if re.search(r"\bcheck\b", options) else "code", code.rstrip("\n")))
             at = token.map[1]
-    found.append(("markdown", plain_markdown("".join(lines[at:]))))
+    found.append(("markdown", plain_markdown("".join(lines[at:]), answers)))
     return [(kind, source) for kind, source in found if source]
 
 
@@ -119,7 +123,7 @@ def notebook(assignment, solved):
         v4.new_code_cell(INSTALL.format(install=install)),
     ]  # fmt: skip
     for topic in assignment["topics"]:
-        for kind, source in pieces(topic):
+        for kind, source in pieces(topic, answers=solved):
             if kind == "markdown":
                 # The introduction of the page speaks of the book; the notebook has its own.
                 source = re.sub(r"\A# Exercises: ([^\n]*)\n.*\Z", r"# \1", source, flags=re.S)
@@ -192,6 +196,8 @@ def assign(topics, out, *, title="", seed=None, install="", call_seconds=2, seco
     }
     if (out / "instructor" / "assignment.json").exists():
         raise ValueError(f"out: got {str(out)!r}, which holds an assignment, expected a new folder")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: got {str(out)!r}, a file, expected a new folder")
     (out / "student").mkdir(parents=True, exist_ok=True)
     (out / "instructor").mkdir(exist_ok=True)
     student, solved = (notebook(assignment, solved) for solved in (False, True))

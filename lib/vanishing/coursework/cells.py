@@ -11,7 +11,7 @@ import re
 import sys
 import types
 
-from values import decode, encode
+from values import decode, encode, pack
 
 
 def code_cells(text):
@@ -66,25 +66,28 @@ class StandIn(types.ModuleType):
 
 def serve(channel):
     """Answer the grader's requests until it closes the channel."""
-    stream = channel.makefile("rb")
+    stream = channel.makefile("rb", buffering=1 << 20)
     sys.modules["vanishing"] = StandIn("vanishing")
     namespace = {"__name__": "__main__", "display": lambda *_, **__: None}
     cells, given = [], []  # `given`: the functions that the grader knows by number
 
-    def answer(n, reply):
-        channel.sendall(json.dumps({"n": n, **reply}).encode() + b"\n")
+    def answer(n, reply, blobs=()):
+        channel.sendall(pack({"n": n, **reply}, blobs))
+
+    def rest(message):
+        return [stream.read(size) for size in message.get("blobs", ())]
 
     def theirs(n):
         """A stand-in for each function of the grader's: it asks, and waits for the value."""
 
         def stub(index):
             def function(*args, **kwargs):
-                sent = [encode(args, given), encode(kwargs, given)]
-                answer(n, {"callback": index, "args": sent})
+                blobs = []
+                answer(n, {"callback": index, "args": [encode(v, given, blobs) for v in (args, kwargs)]}, blobs)
                 reply = json.loads(stream.readline())
                 if "error" in reply:
                     raise ValueError(reply["error"])
-                return decode(reply["value"], stub, generators=True)
+                return decode(reply["value"], stub, rest(reply), generators=True)
 
             return function
 
@@ -100,15 +103,15 @@ def serve(channel):
             elif "cell" in request:
                 answer(n, {"value": None, "refused": run_cell(cells[request["cell"]], namespace)})
             else:
-                which = request["call"]
+                which, blobs, back = request["call"], rest(request), []
                 function = given[which] if isinstance(which, int) else namespace.get(which)
                 if not callable(function):
                     answer(n, {"missing": True})
                     continue
-                args, kwargs = (decode(tree, theirs(n), generators=True) for tree in request["args"])
+                args, kwargs = (decode(tree, theirs(n), blobs, generators=True) for tree in request["args"])
                 result = function(*args, **kwargs)
                 try:
-                    answer(n, {"value": encode(result, given)})
+                    answer(n, {"value": encode(result, given, back)}, back)
                 except (TypeError, ValueError, RecursionError) as error:
                     answer(n, {"unsendable": str(error)[:100]})
         except BaseException as error:  # sys.exit() in a cell, too, ends the cell only

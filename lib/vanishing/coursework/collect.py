@@ -8,39 +8,51 @@ import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from .sandbox import MIB
 
 LARGEST = 16 * MIB  # of a notebook; with a hundred figures in it one has a few
 
-# Canvas: smithzoe_LATE_4711_98765_homework-1.ipynb, in which 4711 is the user
-CANVAS = re.compile(r"(?P<name>[^_/]+)(?P<late>_LATE)?_(?P<number>\d+)_\d+_[^/]*")
+# Canvas: smithzoe_LATE_4711_98765_homework-1.ipynb, in which 4711 is the user; smithzoe_4711_text.html for an online
+# text or link; LATE_anon_Zx3fa_98765_homework-1.ipynb where names are hidden
+CANVAS = re.compile(
+    r"(?P<name>[^/]+?)(?P<late>_LATE)?_(?P<number>\d+)_(?:\d+_[^/]*|text|link)"
+    r"|(?P<hidden_late>LATE_)?(?P<hidden>anon_[A-Za-z0-9]+)_\d+_[^/]*"
+)
 # Moodle: "Zoë Smith_4711_assignsubmission_file_/homework.ipynb" (or "..._file_homework.ipynb"), 4711 the participant
 MOODLE = re.compile(r"(?P<name>[^/]+?)_(?P<number>\d+)_assignsubmission_[a-z]+(?:_[^/]*)?")
 # Gradescope: submission_4711/homework.ipynb
 GRADESCOPE = re.compile(r"(?P<name>submission_(?P<number>\d+))")
 
 
+class Student(NamedTuple):
+    """Whose a file is, as far as its name tells."""
+
+    name: str
+    number: str = ""  # the student's in `system`
+    system: str = ""  # "canvas" or "moodle"
+    late: bool = False
+
+
 @dataclass(frozen=True)
 class Submission:
-    """What one student handed in. `number` is the student's in Canvas or Moodle, if the name tells."""
+    """What one student handed in."""
 
-    student: str
-    number: str
+    who: Student
     source: Path  # the folder or archive
     member: str  # the file's path inside
     modified: float
     size: int
-    late: bool = False
 
     @property
     def id(self):
         """A name for files: the student's, made safe, and short."""
-        plain = unicodedata.normalize("NFC", self.student)
+        plain = unicodedata.normalize("NFC", self.who.name)
         safe = re.sub(r"[^\w.-]+", "-", plain).strip(".-")[:60] or "student"
         if safe != plain:  # two names may look alike once they are safe
             safe += "-" + hashlib.sha256(readable(plain).encode()).hexdigest()[:6]
-        return f"{safe}-{self.number}" if self.number else safe
+        return f"{safe}-{self.who.number}" if self.who.number else safe
 
     @property
     def is_notebook(self):
@@ -53,9 +65,8 @@ class Submission:
             ValueError: it is no notebook, too large, or cannot be read.
         """
         if not self.is_notebook:
-            raise ValueError(
-                "there is nothing in the folder" if self.member.endswith("/") else "the file is not a notebook (.ipynb)"
-            )
+            empty = self.member.endswith("/")
+            raise ValueError("there is nothing in the folder" if empty else "the file is not a notebook (.ipynb)")
         if self.size > LARGEST:
             raise ValueError(f"the file has {self.size / MIB:.0f} MB, more than the {LARGEST // MIB} that are read")
         try:
@@ -105,16 +116,15 @@ def collect(source, level=None):
     by_student, left_out = {}, []
     for (member, modified, size), found in zip(files, who([member for member, *_ in files], level)):
         if found is None:
-            left_out.append((member, "is not a notebook, and in no student's folder"))
+            left_out.append((member, "has no name of a student's"))
         else:
-            student, number, late = found
-            new = Submission(student, number, source, member, modified, size, late)
+            new = Submission(found, source, member, modified, size)
             by_student.setdefault(new.id.casefold(), []).append(new)  # some file systems do not tell Zoe from zoe
     submissions = []
     for handed_in in by_student.values():
         *others, counts = sorted(handed_in, key=lambda s: (s.is_notebook, s.modified, s.member))
         submissions.append(counts)
-        left_out += [(s.member, f"is older than another notebook of {s.student}") for s in others if s.is_notebook]
+        left_out += [(s.member, f"is older than another notebook of {s.who.name}") for s in others if s.is_notebook]
     return sorted(submissions, key=lambda s: s.id), sorted(left_out)
 
 
@@ -142,20 +152,20 @@ def files_of_archive(path):
 
 
 def who(members, level=None):
-    """(student, number, late) for each file by its path in the folder or archive; None where it is nobody's."""
+    """The `Student` of each file by its path in the folder or archive; None where it is nobody's."""
     paths = [PurePosixPath(member).parts for member in members]
     while len(paths) > 1 and len({parts[0] for parts in paths}) == 1 and min(map(len, paths)) > 1:
-        if recognized(paths[0][:1]):  # all of it is one student's
+        if recognized(paths[0][:1], 1):  # all of it is one student's
             break
         paths = [parts[1:] for parts in paths]
-    found = [recognized(parts) for parts in paths]
+    found = [recognized(parts, level or 1) for parts in paths]
 
     places = {}  # of those whose names no system gave: where the student's things are
     for i, (parts, member) in enumerate(zip(paths, members)):
         own = parts[: level or 1]
         if len(own) < len(parts) or member.endswith("/"):
             places[i] = own
-        elif member.lower().endswith(".ipynb"):
+        elif member.lower().endswith(".ipynb") or not any(found):  # a system would have named it
             places[i] = (*own[:-1], PurePosixPath(own[-1]).stem)
     if level is None:
         inside = Counter(
@@ -171,18 +181,22 @@ def who(members, level=None):
     alike = Counter(own[-1].casefold() for own in {tuple(map(str.casefold, own)) for own in places.values()})
     for i, own in places.items():
         if not found[i]:
-            found[i] = (own[-1] if alike[own[-1].casefold()] == 1 else "/".join(own)), "", False
+            found[i] = Student(own[-1] if alike[own[-1].casefold()] == 1 else "/".join(own))
     return found
 
 
-def recognized(parts):
-    """(student, number, late) out of a path as one of the systems names it, or None."""
+def recognized(parts, level):
+    """The `Student` in a path as one of the systems names it, or None."""
     folders, stem = parts[:-1], PurePosixPath(parts[-1]).stem
     for part in (*folders, stem, parts[-1]):
-        if match := MOODLE.fullmatch(part) or GRADESCOPE.fullmatch(part):
-            return match["name"], match["number"], False
-    if not folders and (match := CANVAS.fullmatch(stem)):
-        return match["name"], match["number"], bool(match["late"])
+        if match := MOODLE.fullmatch(part):
+            return Student(match["name"], match["number"], "moodle")
+        if match := GRADESCOPE.fullmatch(part):
+            return Student(match["name"])
+    if len(parts) == level and (match := CANVAS.fullmatch(stem)):  # deeper down names are the students' own
+        if match["hidden"]:
+            return Student(match["hidden"], late=bool(match["hidden_late"]))
+        return Student(match["name"], match["number"], "canvas", bool(match["late"]))
     return None
 
 

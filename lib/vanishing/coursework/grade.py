@@ -32,8 +32,11 @@ def read_assignment(folder):
     path = next(filter(Path.exists, paths), None)
     if path is None:
         raise ValueError(f"assignment: got {str(folder)!r}, expected the folder that `assign` wrote")
-    assignment = json.loads(path.read_text("utf-8"))
-    now = points_table(assignment["exercises"])
+    try:
+        assignment = json.loads(path.read_text("utf-8"))
+        now = points_table(assignment["exercises"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"assignment: got {str(path)!r}, which is damaged ({error}); assign again") from error
     if now != assignment["points"]:
         raise ValueError(
             "assignment: it was written for other checks than this version of `vanishing` has; assign again"
@@ -116,8 +119,9 @@ def grade_one(submission, assignment, kind, out, again=False):
 
 def about(submission, key, kind):
     """What a result says of its submission, for the reports and for the next run."""
-    told = {"id": submission.id, "student": readable(submission.student), "number": submission.number}
-    told |= {"late": submission.late, "file": readable(submission.member)}
+    who = submission.who
+    told = {"id": submission.id, "student": readable(who.name), "number": who.number, "system": who.system}
+    told |= {"late": who.late, "file": readable(submission.member)}
     return {"extra_data": told | {"key": key, "sandbox": kind}}
 
 
@@ -187,8 +191,10 @@ def grade(
     Sandbox(kind).close()  # or it refuses, before anything is done
     shared = {"assignment": assignment, "kind": kind, "out": str(out), "again": again}
     points = [{"submission": s} | shared for s in found]
+    if jobs is None:
+        jobs = min(2 * (os.cpu_count() or 1), len(points))
     try:
-        results = sweep(grade_one, points, jobs=jobs or min(2 * (os.cpu_count() or 1), len(points)), progress=progress)
+        results = sweep(grade_one, points, jobs=jobs, progress=progress)
     except SweepError as error:  # the grader's own failures: the class goes on, and the next run tries them again
         results = error.results
         for i, (submission, result) in enumerate(zip(found, results)):
@@ -223,6 +229,8 @@ def check_folders(submissions, out, found):
         raise ValueError(f"out: got {str(out)!r}, in the folder of the submissions, expected another place")
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: got {str(out)!r}, a file, expected a folder")
+    if (out / "instructor").exists():
+        raise ValueError(f"out: got {str(out)!r}, the assignment, expected another folder")
     others = sorted({path.parent.name for path in out.glob("results/*/results.json")} - {s.id for s in found})
     if others:
         few = ", ".join(others[:3]) + (", ..." if others[3:] else "")
@@ -241,6 +249,9 @@ def grade_on_gradescope(root):
     Args:
         root: /autograder, in which are `source`, `submission` and `results`.
     """
+    for folder in ("source", "submission", "results"):
+        if not (root / folder).is_dir():
+            raise ValueError(f"root: got {str(root)!r}, expected a folder with source, submission and results in it")
     for folder in ("source", "results"):
         (root / folder).chmod(0o700)
     assignment = read_assignment(root / "source")
@@ -249,11 +260,16 @@ def grade_on_gradescope(root):
     except SandboxError:
         sandbox = Sandbox("container")
     try:
+        if not any((root / "submission").rglob("*.ipynb")):
+            raise ValueError("no notebook (.ipynb) was handed in")
         notebooks = [s for s in collect(root / "submission", level=1)[0] if s.is_notebook]
-        text = max(notebooks, key=lambda submission: submission.modified).text()
+        newest = max(notebooks, key=lambda submission: submission.modified)
+        text = newest.text()
         # Each text has inputs of its own, or who hands in often could collect them from the feedback.
         own = [assignment["seed"], hashlib.sha256(text.encode()).hexdigest()]
         rows, notes = grade_notebook(text, assignment | {"seed": own}, sandbox)
+        if notebooks[1:]:
+            notes.append(f"several notebooks were handed in; graded is the newest, {readable(newest.member)}")
     except ValueError as error:
         rows, notes = without_points(assignment, str(error))
     finally:

@@ -24,7 +24,7 @@ table { border-collapse: collapse; margin: 0 0 1.5rem; }
 th, td { border-bottom: 1px solid #ccc; padding: .25rem .75rem .25rem 0; text-align: left; vertical-align: top; }
 td.number { white-space: nowrap; }
 tbody th { padding-top: 1rem; }
-.bar { background: #3b6ea5; height: .8rem; display: inline-block; }
+.bar { background: #3b6ea5; height: .8rem; display: inline-block; max-width: 35vw; }
 </style>
 </head>
 <body>
@@ -43,7 +43,7 @@ The file was <code>{{ file }}</code>.</p>
 {% endfor %}
 {% for feedback in exercises %}{{ feedback._repr_html_()|safe }}
 {% endfor %}
-<p>For what does not hold, run the check of that exercise in your notebook: it tells more.</p>
+{% if file.endswith(".ipynb") %}<p>For what does not hold, run the check of that exercise in your notebook: it tells more.</p>{% endif %}
 {% endblock %}
 """
 SUMMARY = """\
@@ -143,8 +143,9 @@ def write_tables(out, assignment, results, possible):
         score, student, number = result["score"], cell(who["student"]), who["number"]
         late = "late" if who["late"] else ""
         grades.append([student, number, score, possible, *(by_exercise[n] for n in names), late, cell(who["file"])])
-        canvas.append([student, number, "", "", "", score])
-        moodle.append([f"Participant {number}" if number else "", student, score, possible, ""])
+        canvas.append([student, number if who["system"] == "canvas" else "", "", "", "", score])
+        participant = f"Participant {number}" if who["system"] == "moodle" else ""
+        moodle.append([participant, student, score, possible, ""])
     tables = {
         "grades.csv": [["student", "number", "points", "of", *names, "late", "file"], *grades],
         # The columns of Canvas's gradebook, in its order; it finds a student by ID, else by name:
