@@ -192,15 +192,17 @@ def claims(entries, where):
 
 
 def results(entries, where):
-    """For each result a sentence with its verdict, and a table of its quantities."""
-    content = []
+    """The verdicts in one table; then, for each result, its source, the reason, and its quantities to unfold."""
+    rows = [[e["id"], e["says"], nodes.strong("", e["verdict"]), where(e)] for e in entries]
+    content = [table(["id", "result", "verdict", "where"], rows)]
     for e in entries:
-        says, verdict = nodes.Text(f"{e['id']}. {e['says']}: "), nodes.strong("", e["verdict"])
-        content.append(nodes.paragraph("", "", says, verdict, nodes.Text(f". {e['numbers']} "), where(e)))
+        content.append(nodes.paragraph("", "", nodes.strong("", e["id"]), nodes.Text(f" {e['says']}. {e['numbers']}")))
         if e["reason"]:
             content.append(nodes.paragraph("", e["reason"]))
         columns = ["quantity", "reference", "ours", "tolerance", "within"]  # a notebook sorts its metadata
+        content.append(nodes.raw("", f"<details><summary>The values of {e['id']}</summary>", format="html"))
         content.append(table(columns, [[row[name] for name in columns] for row in e["rows"]]))
+        content.append(nodes.raw("", "</details>", format="html"))
     return content
 
 
