@@ -46,12 +46,12 @@ class _Optimizer:
             TypeError: a parameter is not a floating array.
         """
         _at_least_0(rate=self.rate)
-        self._check(parameters, gradients)
+        rates = self._check(parameters, gradients)
         if not self.state:
             self.state = {key: [np.zeros_like(p) for _ in range(self.slots)] for key, p in parameters.items()}
         self.t += 1
         for key, p in parameters.items():
-            self._update(p, gradients[key], self._rate_for(p), *self.state[key])
+            self._update(p, gradients[key], rates[key], *self.state[key])
 
     def _update(self, p, g, rate, *state):
         """Weight decay in the gradient; AdamW overrides it."""
@@ -62,15 +62,16 @@ class _Optimizer:
         rate = np.asarray(self.rate, dtype=p.dtype)
         if rate.ndim > p.ndim or any(r not in (1, n) for r, n in zip(rate.shape, p.shape)):
             raise ValueError(f"rate: got shape {rate.shape}, expected the leading axes of {p.shape}")
-        return rate.reshape(rate.shape + (1,) * (p.ndim - rate.ndim))
+        return rate.reshape(rate.shape + (1,) * (p.ndim - rate.ndim)) if rate.ndim else rate
 
     def _check(self, parameters, gradients):
+        """The rate for each parameter, if all is well."""
         if parameters.keys() != gradients.keys():
             raise ValueError(f"gradients: got keys {[*gradients]}, expected those of parameters, {[*parameters]}")
         if self.state and self.state.keys() != parameters.keys():
             raise ValueError(f"parameters: got keys {[*parameters]}, expected those of the last step, {[*self.state]}")
         for key, p in parameters.items():
-            if not isinstance(p, np.ndarray) or not np.issubdtype(p.dtype, np.floating):
+            if not isinstance(p, np.ndarray) or p.dtype.kind != "f":
                 raise TypeError(
                     f"parameters[{key!r}]: got {getattr(p, 'dtype', type(p).__name__)}, expected an array of floats"
                 )
@@ -79,7 +80,7 @@ class _Optimizer:
             if self.state and self.state[key][0].shape != p.shape:
                 last = self.state[key][0].shape
                 raise ValueError(f"parameters[{key!r}]: got shape {p.shape}, expected that of the last step, {last}")
-            self._rate_for(p)
+        return {key: self._rate_for(p) for key, p in parameters.items()}
 
 
 class SGD(_Optimizer):

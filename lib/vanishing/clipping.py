@@ -34,17 +34,15 @@ def global_norm(gradients, *, ensemble_axes=0):
     Returns:
         One norm for each network: the shape of the ensemble axes.
     """
-    rows = [
-        np.abs(_checked(key, g, ensemble_axes).astype(float)).reshape(*g.shape[:ensemble_axes], -1)
-        for key, g in _items(gradients)
-    ]
+    rows = [_checked(key, g, ensemble_axes).reshape(*g.shape[:ensemble_axes], -1) for key, g in _items(gradients)]
     if not rows:
         raise ValueError("gradients: got none, expected at least one array; call backward first")
     entries = np.concatenate(rows, axis=-1)
-    largest = entries.max(axis=-1, initial=0.0)
+    largest = np.abs(entries).max(axis=-1, initial=0.0).astype(float)
     scale = np.where((largest > 0) & np.isfinite(largest), largest, 1)  # the squares of 1e200 overflow
     with np.errstate(over="ignore"):
-        return scale * np.sqrt(np.square(entries / scale[..., None]).sum(axis=-1))
+        entries = entries / scale[..., None]
+        return scale * np.sqrt(np.einsum("...i,...i->...", entries, entries))
 
 
 def clip_by_value(gradients, limit, *, ensemble_axes=0, error_if_nonfinite=True):

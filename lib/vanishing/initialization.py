@@ -84,9 +84,9 @@ def initialize(scheme, fan_in, fan_out, *, rng, size=(), gain=1.0, dtype=float):
     if kind == "orthogonal":
         return (gain * _orthogonal(shape, rng)).astype(dtype)
     std = gain * _VARIANCES[variance](n_in, n_out) ** 0.5
-    if kind == "uniform":
-        return (std * rng.uniform(-(3**0.5), 3**0.5, shape)).astype(dtype)
-    return (std * rng.standard_normal(shape)).astype(dtype)
+    W = rng.uniform(-(3**0.5), 3**0.5, shape) if kind == "uniform" else rng.standard_normal(shape)
+    W *= std
+    return W.astype(dtype, copy=False)
 
 
 def _orthogonal(shape, rng):

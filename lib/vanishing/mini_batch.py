@@ -193,7 +193,7 @@ def noisy_paths(sizes, rates, *, rng, steps=40, curvature=(1.0, 0.2), start=(-1.
     return np.stack(path, axis=-2)
 
 
-def race(x, labels, size, rates, *, rng, steps, starts=4, hidden=16, points=40):
+def race(x, labels, size, rates, *, rng, steps, starts=4, hidden=16, points=40, first=1):
     """Training loss of a small tanh network by stochastic gradient descent, for several rates.
 
     Every rate has the same starts and sees the same batches, drawn with replacement; a `size` of at
@@ -207,6 +207,7 @@ def race(x, labels, size, rates, *, rng, steps, starts=4, hidden=16, points=40):
         starts: number of random networks.
         hidden: units of the hidden layer.
         points: about how many times the loss is measured, more often early.
+        first: step of the first of these.
 
     Returns:
         (t, losses): the steps after which the loss over all of x was measured, 0 first, and the
@@ -218,20 +219,18 @@ def race(x, labels, size, rates, *, rng, steps, starts=4, hidden=16, points=40):
     W = [initialize("lecun_normal", a, b, rng=rng, size=(starts,), dtype=x.dtype) for a, b in zip(widths, widths[1:])]
     W = [np.repeat(w[None], len(eta), axis=0) for w in W]
     net = Sequential([Dense(W[0]), Activate("tanh"), Dense(W[1])])
-    t = np.unique(np.round(np.geomspace(1, steps, points)).astype(int))
+    t = np.unique(np.round(np.geomspace(first, steps, points)).astype(int))
     losses = [cross_entropy(net.forward(x), labels)]
     with np.errstate(all="ignore"):  # some of the rates diverge
         for step in range(1, t[-1] + 1):
             i = rng.integers(M, size=(starts, size)) if size < M else np.arange(M)
-            logits = np.nan_to_num(net.forward(x[i]), posinf=0, neginf=0)
+            logits = net.forward(x[i])
             net.backward(d_cross_entropy(logits, np.broadcast_to(labels[i], logits.shape[:-1])))
             gradients = net.gradients
             for key, p in net.parameters.items():
                 p -= (eta if p.ndim == 4 else eta[..., 0]) * gradients[key]
             if step in t:
-                logits = net.forward(x)
-                finite = np.isfinite(logits).all(axis=(-2, -1))
-                losses.append(np.where(finite, cross_entropy(np.nan_to_num(logits), labels), np.inf))
+                losses.append(np.nan_to_num(cross_entropy(net.forward(x), labels), nan=np.inf))
     return np.append(0, t), np.stack(losses)
 
 

@@ -81,9 +81,9 @@ class _Normalization:
     def _d_scale_and_shift(self, dy, xhat, weights):
         """dC/dxhat = gamma dy; dC/dgamma = sum of dy xhat, dC/dbeta = sum of dy over the batch."""
         if weights:
-            for key, g in (("gamma", dy * xhat), ("beta", dy)):
-                if key in self.parameters:
-                    self.gradients[key] = _sum_to(g.sum(axis=-2), self.parameters[key].shape)
+            sums = {"gamma": np.einsum("...bn,...bn->...n", dy, xhat), "beta": np.einsum("...bn->...n", dy)}
+            for key, parameter in self.parameters.items():
+                self.gradients[key] = _sum_to(sums[key], parameter.shape)
         return dy * self.parameters["gamma"][..., None, :]
 
 
@@ -129,9 +129,10 @@ class BatchNorm(_Normalization):
             if x.shape[-2] < 2:
                 raise ValueError(f"x: got a batch of {x.shape[-2]}, expected at least 2 examples in training")
             self.xhat, self.sigma = standardize(x, axis=-2, eps=self.eps)
-            m, x = self.momentum, x.real  # a complex step must not leak into the statistics
-            self.running_mean = (1 - m) * self.running_mean + m * x.mean(axis=-2)
-            self.running_variance = (1 - m) * self.running_variance + m * x.var(axis=-2, ddof=1)
+            m, B, sigma = self.momentum, x.shape[-2], self.sigma[..., 0, :].real  # a complex step must not leak
+            variance = (sigma**2 - self.eps) * (B / (B - 1))
+            self.running_mean = (1 - m) * self.running_mean + m * x.real.mean(axis=-2)
+            self.running_variance = (1 - m) * self.running_variance + m * variance
         else:
             self.sigma = np.sqrt(self.running_variance + self.eps)[..., None, :]
             self.xhat = (x - self.running_mean[..., None, :]) / self.sigma
