@@ -467,7 +467,7 @@ def test_regrading_changes_nothing_and_an_interrupted_run_goes_on(graded, homewo
     assert sum(p.stat().st_mtime_ns != written[p] for p in out.rglob("results.json")) == 1
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
 def test_a_run_that_is_killed_goes_on(name, homework, tmp_path, sandbox):  # noqa: F811
     """By Ctrl-C or worse, in the middle of a class: what was graded is kept, and the end is as if nothing had been."""
     folder, out = tmp_path / "class", tmp_path / "grades"
@@ -480,9 +480,9 @@ def test_a_run_that_is_killed_goes_on(name, homework, tmp_path, sandbox):  # noq
     while len(list(out.glob("results/*/results.json"))) < 3:
         assert run.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    os.killpg(run.pid, getattr(signal, name))
+    (os.kill if name == "SIGTERM" else os.killpg)(run.pid, getattr(signal, name))  # Ctrl-C reaches the workers, too
     said = run.communicate(timeout=30)[1]
-    assert run.returncode == (130 if name == "SIGINT" else -signal.SIGKILL)
+    assert run.returncode == (-signal.SIGKILL if name == "SIGKILL" else 130)
     assert name == "SIGKILL" or ("the same command goes on" in said and "Traceback" not in said)
     kept = {p: p.stat().st_mtime_ns for p in out.glob("results/*/results.json")}
     assert 3 <= len(kept) < 12 and not (out / "grades.csv").exists()

@@ -224,7 +224,7 @@ def test_the_book_as_a_pdf(fork):
     assert run.returncode == 0, run.stdout + run.stderr
     book = PdfReader(top / "_build" / "vanishing-gradients.pdf")
     titles = [entry["/Title"] for entry in flat(book.outline)]
-    assert "Exercises" in titles and len(titles) > 5
+    assert "Exercises: Products of factors" in titles and len(titles) > 5
     assert book.trailer["/Root"]["/MarkInfo"]["/Marked"]
     width, height = (float(x) for x in book.pages[0].mediabox[2:])
     assert abs(width - 595.3) < 1 and abs(height - 841.9) < 1  # A4

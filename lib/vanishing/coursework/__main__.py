@@ -1,6 +1,7 @@
 """The command line: `python -m vanishing.coursework assign | grade | gradescope`."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def parser():
 def main():
     """Run a command; what is wrong with its arguments is said in a line."""
     options = parser().parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, and with it the workers
     try:
         if options.command == "assign":
             from .assign import assign
