@@ -111,6 +111,8 @@ CHEATS = {  # name: (points, cells)
         0, [function("import os\nos.write(3, b'{\"n\": 1, \"blobs\": [100000]}\\n')\nreturn right(f)")]),
     "replies: more bytes than there are": (
         0, [function("import os\nos.write(3, b'{\"n\": 1, \"blobs\": [1e300, 3000000, 3000000]}\\n')\nreturn right(f)")]),
+    "replies: a million pieces of no bytes": (  # stale, so without effect, if they are read at once
+        4, [function("import os\nos.write(3, b'{\"n\": 1, \"blobs\": [' + b'0,' * 1_000_000 + b'0]}\\n')\nreturn right(f)")]),
     "replies: fewer bytes than none": (
         0, [function("import os\nos.write(3, b'{\"n\": 1, \"blobs\": [-9, \"x\", null, NaN]}\\n')\nreturn right(f)")]),
     "returns its input as text, to read it in the feedback": (0, [function("return str(list(f))")]),

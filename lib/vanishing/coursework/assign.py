@@ -107,10 +107,8 @@ def notebook(assignment, solved):
     """The notebook of an assignment: for students, or with the solutions and what each check asks."""
     from nbformat import v4
 
-    points, install = (
-        assignment["points"],
-        'raise ModuleNotFoundError("Ask your instructor how to install `vanishing`.")',
-    )
+    points = assignment["points"]
+    install = 'raise ModuleNotFoundError("Ask your instructor how to install `vanishing`.")'
     if assignment["install"]:
         install = f"%pip install -q {assignment['install']}"
     cells = [

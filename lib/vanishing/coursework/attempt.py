@@ -4,6 +4,7 @@ import builtins
 import json
 import re
 import time
+from itertools import accumulate
 
 import numpy as np
 
@@ -203,12 +204,12 @@ class Notebook:
         line, _, self.buffer = self.buffer.partition(b"\n")
         message = json.loads(line)
         sizes = message.get("blobs", [])
-        if not all(size >= 0 for size in sizes) or sum(sizes) > REPLY:
+        total = sum(sizes)
+        if not all(size >= 0 for size in sizes) or total > REPLY:
             raise ValueError
-        self._fill(lambda: len(self.buffer) >= sum(sizes))
-        ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-        blobs = [bytes(self.buffer[end - size : end]) for size, end in zip(sizes, ends)]
-        del self.buffer[: sum(sizes)]
+        self._fill(lambda: len(self.buffer) >= total)
+        blobs = [bytes(self.buffer[end - size : end]) for size, end in zip(sizes, accumulate(sizes))]
+        del self.buffer[:total]
         return message | {"blobs": blobs}
 
     def _fill(self, enough):

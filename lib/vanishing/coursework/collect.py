@@ -56,7 +56,7 @@ class Submission:
 
     @property
     def is_notebook(self):
-        return self.member.lower().endswith(".ipynb")
+        return is_notebook(self.member)
 
     def text(self):
         """The notebook's text.
@@ -110,7 +110,7 @@ def collect(source, level=None):
         raise ValueError(f"submissions: got {str(source)!r}, expected a folder or a zip archive of notebooks")
     hidden = (".", "__MACOSX")  # checkpoints, and macOS's shadows
     files = [f for f in files if not any(part.startswith(hidden) for part in PurePosixPath(f[0]).parts)]
-    if not any(member.lower().endswith(".ipynb") for member, *_ in files):
+    if not any(is_notebook(member) for member, *_ in files):
         raise ValueError(f"submissions: got {str(source)!r}, expected notebooks (*.ipynb) in it")
 
     by_student, left_out = {}, []
@@ -126,6 +126,10 @@ def collect(source, level=None):
         submissions.append(counts)
         left_out += [(s.member, f"is older than another notebook of {s.who.name}") for s in others if s.is_notebook]
     return sorted(submissions, key=lambda s: s.id), sorted(left_out)
+
+
+def is_notebook(member):
+    return member.lower().endswith(".ipynb")
 
 
 def files_of_folder(folder):
@@ -160,18 +164,17 @@ def who(members, level=None):
         paths = [parts[1:] for parts in paths]
     found = [recognized(parts, level or 1) for parts in paths]
 
-    places = {}  # of those whose names no system gave: where the student's things are
+    places, by_a_system = {}, any(found)  # of those whose names no system gave: where the student's things are
     for i, (parts, member) in enumerate(zip(paths, members)):
+        if found[i]:
+            continue
         own = parts[: level or 1]
         if len(own) < len(parts) or member.endswith("/"):
             places[i] = own
-        elif member.lower().endswith(".ipynb") or not any(found):  # a system would have named it
+        elif is_notebook(member) or not by_a_system:  # which would have named it
             places[i] = (*own[:-1], PurePosixPath(own[-1]).stem)
     if level is None:
-        inside = Counter(
-            own for i, own in places.items()
-            if not found[i] and len(paths[i]) > 1 and members[i].lower().endswith(".ipynb")
-        )  # fmt: skip
+        inside = Counter(own for i, own in places.items() if len(paths[i]) > 1 and is_notebook(members[i]))
         for own, several in inside.items():
             if several > 1:
                 raise ValueError(
@@ -180,8 +183,7 @@ def who(members, level=None):
                 )
     alike = Counter(own[-1].casefold() for own in {tuple(map(str.casefold, own)) for own in places.values()})
     for i, own in places.items():
-        if not found[i]:
-            found[i] = Student(own[-1] if alike[own[-1].casefold()] == 1 else "/".join(own))
+        found[i] = Student(own[-1] if alike[own[-1].casefold()] == 1 else "/".join(own))
     return found
 
 
