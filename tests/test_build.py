@@ -113,7 +113,7 @@ def test_builds_edits_failures_and_interruptions(scratch):
     # A warning of Sphinx is an error too.
     write(scratch, "two", "print('two')", title="A page with {ref}`no-such-label`")
     warned = build(scratch)
-    assert warned.returncode == 1 and "no-such-label" in warned.stdout
+    assert warned.returncode == 1 and "no-such-label" in warned.stderr
 
     # Interrupted in mid-run, by Ctrl-C and by kill: the next build recovers.
     for how in (signal.SIGINT, signal.SIGKILL):

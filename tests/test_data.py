@@ -38,6 +38,15 @@ def test_order_of_the_file_without_rng():
     assert np.corrcoef(x[:1348, pixel], d.x_train[:, pixel])[0, 1] == pytest.approx(1)
 
 
+def test_pixels_as_they_are():
+    """`standardize=False`: those of scikit-learn's load_digits, whose file it reads."""
+    x, y = load_digits(return_X_y=True)
+    d = digits(standardize=False)
+    np.testing.assert_array_equal(np.concatenate([d.x_train, d.x_test]), x)
+    np.testing.assert_array_equal(np.concatenate([d.y_train, d.y_test]), y)
+    assert digits(standardize=False, dtype=np.float32).x_test.dtype == np.float32
+
+
 def test_shuffle_keeps_images_with_their_labels():
     """The same set of labels in another order, and nearest neighbors still tell the digit."""
     d, fixed = digits(rng=np.random.default_rng(1)), digits()

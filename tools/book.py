@@ -34,7 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
 SITE = BUILD / "html"
 CACHE = BUILD / ".jupyter_cache"
-DOCTREES = BUILD / ".doctrees"
+# What Sphinx has read, and beside it a build folder of their own for the notebooks.
+READ = [BUILD / ".doctrees", BUILD / "jupyter"]
 NOTEBOOKS = ROOT / "notebooks"
 CELL_TIMEOUT = 600  # seconds: a cell that long hangs, also on a busy machine
 
@@ -101,7 +102,7 @@ def execute():
     """Run the pages whose code is not in the cache; stop with the page, cell and traceback of a failure."""
     # The cache keys on a page's own code: it cannot see that the library has changed. Nor does
     # Sphinx see that its extension has, or the outputs in the cache.
-    for what, sources, stale in (("library", LIBRARY, [CACHE, DOCTREES]), ("tools", ["tools"], [DOCTREES])):
+    for what, sources, stale in (("library", LIBRARY, [CACHE, *READ]), ("tools", ["tools"], READ)):
         stamp, now = BUILD / f"{what}.sha256", digest(sources)
         if not stamp_is(stamp, now):
             for folder in stale:
@@ -201,25 +202,13 @@ def sphinx(*arguments):
         result = subprocess.run(command, env=env, cwd=ROOT, text=True, stdout=log, stderr=subprocess.STDOUT)
         if result.returncode:
             log.seek(0)
-            print(plain(log.read()))
-            sys.exit(1)
+            sys.exit(plain(log.read()))
 
 
 def build_site():
     """The pages in _build/html."""
-    started = time.perf_counter()
-    stamp, now = BUILD / "site.sha256", digest(SOURCES) + str(repository.find(ROOT))
-    if stamp_is(stamp, now) and (SITE / "index.html").exists():
-        print("Site: nothing has changed")
-        return
-    stamp.unlink(missing_ok=True)
-    execute()
-    gather_ledger()
-    print("Site: building", flush=True)
     sphinx()
     lighten(SITE)
-    stamp.write_text(now)
-    print(f"Site: done in {time.perf_counter() - started:.0f} s")
 
 
 def install_command():
@@ -238,21 +227,14 @@ def build_notebooks():
     """The notebooks that readers open, in notebooks/: solutions out, the install cell in."""
     import nbformat
 
-    stamp, now = BUILD / "notebooks.sha256", digest(SOURCES) + install_command()
-    if stamp_is(stamp, now) and NOTEBOOKS.is_dir():
-        print(f"Notebooks: nothing has changed in {NOTEBOOKS}")
-        return
-    stamp.unlink(missing_ok=True)
-    print("Notebooks: building", flush=True)
-    shutil.rmtree(BUILD / "jupyter", ignore_errors=True)  # its builder looks at the time of the source only
-    sphinx("--builder", "custom", "--custom-builder", "jupyter")
+    sphinx("--builder", "custom", "--custom-builder", "jupyter", "--path-output", str(BUILD / "jupyter"))
     shutil.rmtree(NOTEBOOKS, ignore_errors=True)
     sys.path.insert(0, str(ROOT / "lib"))
     from vanishing.exercises import without_solution
 
     for page in filter(has_notebook, toc_pages()):
         name = page.relative_to(ROOT).with_suffix(".ipynb")
-        notebook = nbformat.read(BUILD / "jupyter" / name, as_version=4)
+        notebook = nbformat.read(BUILD / "jupyter" / "_build" / "jupyter" / name, as_version=4)
         for cell in notebook.cells:
             cell.metadata = {}
             if cell.cell_type == "code":
@@ -266,16 +248,32 @@ def build_notebooks():
         _, notebook = nbformat.validator.normalize(notebook)
         (NOTEBOOKS / name).parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, NOTEBOOKS / name)
-    stamp.write_text(now)
-    print(f"Notebooks: in {NOTEBOOKS}")
 
 
 def build():
     """The site with its notebooks, which are offered for download beside it."""
-    # The site first. Both builders share what Sphinx has read, and the site's writes a page anew
-    # only in the run that has read it anew; the notebooks are always written anew.
-    build_site()
-    build_notebooks()
+    started, sources = time.perf_counter(), digest(SOURCES)
+    parts = []
+    for name, make, folder, also in (
+        ("site", build_site, SITE, str(repository.find(ROOT))),
+        ("notebooks", build_notebooks, NOTEBOOKS, install_command()),
+    ):
+        stamp, now = BUILD / f"{name}.sha256", sources + also
+        if stamp_is(stamp, now) and folder.is_dir():
+            print(f"{name.capitalize()}: nothing has changed in {folder}")
+        else:
+            stamp.unlink(missing_ok=True)
+            parts.append((name, make, stamp, now))
+    if parts:
+        execute()
+        gather_ledger()
+        print(f"Building: {' and '.join(name for name, *_ in parts)}", flush=True)
+        with ThreadPoolExecutor() as pool:
+            runs = [pool.submit(make) for _, make, *_ in parts]
+        for run, (_, _, stamp, now) in zip(runs, parts):
+            run.result()  # of a failure in both, the first log is enough
+            stamp.write_text(now)
+        print(f"Done in {time.perf_counter() - started:.0f} s")
     shutil.rmtree(SITE / "notebooks", ignore_errors=True)
     shutil.copytree(NOTEBOOKS, SITE / "notebooks")
     print(f"Open {SITE / 'index.html'}")
@@ -305,9 +303,9 @@ def serve(port):
     print(f"Serving http://127.0.0.1:{port} (Ctrl-C to stop)", flush=True)
     for _ in watch(*(ROOT / name for name in SOURCES), raise_interrupt=False):
         try:
-            build_site()  # the notebooks follow with the next start
-        except SystemExit:
-            print("The site is as it was before this change.", flush=True)
+            build()
+        except SystemExit as error:
+            print(f"{error}\nThe site is as it was before this change.", flush=True)
 
 
 def main():

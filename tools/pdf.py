@@ -85,7 +85,7 @@ def main():
     import book
 
     started = time.perf_counter()
-    book.build_site()
+    book.build()
     print("PDF: joining the pages", flush=True)
     book.sphinx("--builder", "singlehtml")
     page_file = book.BUILD / "singlehtml" / "index.html"

@@ -49,10 +49,12 @@ def d_identity(z):
 
 
 def sigmoid(z):
-    """f(z) = 1 / (1 + exp(-z)) = exp(min(z, 0)) / (1 + exp(-|z|)), which cannot overflow."""
+    """f(z) = 1 / (1 + exp(-z)) = (1 if z >= 0 else e) / (1 + e) with e = exp(-|z|), which cannot overflow."""
     z = floating(z)
-    y = np.exp(_negative_part(z))
-    y /= 1 + np.exp(-_abs(z))
+    e = np.exp(-_abs(z))
+    y = np.maximum(e, z.real >= 0)  # e is at most 1
+    e += 1
+    y /= e
     return y
 
 
