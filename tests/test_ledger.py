@@ -69,3 +69,13 @@ def test_a_text_that_looks_like_numbers_is_shown_as_it_is(monkeypatch):
     ledger.glue(parameters="24,960", loss="2.30", small="3 × 10⁻⁵", rate=np.float32(0.25))
     shown = {name: format_plain_text(text, ".1f" if name == "rate" else "") for name, text in kept.items()}
     assert shown == {"parameters": "24,960", "loss": "2.30", "small": "3 × 10⁻⁵", "rate": "0.2"}
+
+
+def test_negative_numbers_have_a_minus_sign():
+    """In what a page and the scorecard show; codes and ranges keep their hyphen."""
+    assert (
+        ledger.minus("-0.5, (-3) and 1e-20 in C1-C9, pre-LN, x -.5") == "−0.5, (−3) and 1e-20 in C1-C9, pre-LN, x −.5"
+    )
+    record = ledger.reproduction("R1", "reproduced", rows=[("one", -1.0, -1.0, 0.1)], seconds=1, source="x")
+    assert record.data["rows"][0]["ours"] == "−1.00"
+    assert ledger.claim("C4", "holds", because={"yes": True}, numbers="got -2").data["numbers"] == "got −2"

@@ -203,7 +203,9 @@ def results(entries, where):
         if e["reason"]:
             content.append(nodes.paragraph("", e["reason"]))
         columns = ["quantity", "reference", "ours", "tolerance", "within"]  # a notebook sorts its metadata
-        content.append(nodes.raw("", f"<details><summary>The values of {e['id']}</summary>", format="html"))
+        content.append(
+            nodes.raw("", f'<details class="values"><summary>The values of {e["id"]}</summary>', format="html")
+        )
         content.append(table(columns, [[row[name] for name in columns] for row in e["rows"]]))
         content.append(nodes.raw("", "</details>", format="html"))
     return content

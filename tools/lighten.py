@@ -71,7 +71,7 @@ def lighten(site):
     for picture in site.glob("_images/*.png"):
         shrink(picture)
     for path, text in pages.items():
-        write(path, named(with_sizes(path, text)))
+        write(path, at_once(named(with_sizes(path, text))))
 
 
 def write(path, text):
@@ -228,6 +228,19 @@ def named(text):
     ):
         text = text.replace(old, new)
     return text
+
+
+def at_once(text):
+    """The first screen of text in the first frame: else a browser lays out the page's frame, and then all once more."""
+    if 'id="first-screen"' in text or "<h1>" not in text:
+        return text
+    head, article = text.split("<h1>", 1)
+    paragraphs = [match.end() for match in re.finditer("</p>", article)][:8]
+    if not paragraphs:
+        return text
+    article = f'{article[: paragraphs[-1]]}<i id="first-screen"></i>{article[paragraphs[-1] :]}'
+    wait = '<link rel="expect" href="#first-screen" blocking="render" />\n'
+    return f"{head.replace('<link', wait + '<link', 1)}<h1>{article}"
 
 
 if __name__ == "__main__":

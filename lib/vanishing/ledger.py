@@ -6,6 +6,7 @@ from them, so that a measured number is computed in one place and typed in none.
 """
 
 import math
+import re
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -86,7 +87,7 @@ def claim(id, verdict, *, because, numbers):
         raise AssertionError(
             f"{id}: the verdict {verdict!r} no longer stands, for it is not true that {'; nor that '.join(failed)}"
         )
-    return Record({"kind": "claim", "id": id, "says": known["says"], "verdict": verdict, "numbers": numbers})
+    return Record({"kind": "claim", "id": id, "says": known["says"], "verdict": verdict, "numbers": minus(numbers)})
 
 
 def reproduction(id, verdict, *, rows, seconds, source, reason=""):
@@ -114,8 +115,8 @@ def reproduction(id, verdict, *, rows, seconds, source, reason=""):
     table = [
         {
             "quantity": quantity,
-            "reference": to_tolerance(published, tolerance),
-            "ours": to_tolerance(ours, tolerance),
+            "reference": minus(to_tolerance(published, tolerance)),
+            "ours": minus(to_tolerance(ours, tolerance)),
             "tolerance": f"{tolerance:.2g}",
             "within": "yes" if ok else "no",
         }
@@ -128,7 +129,7 @@ def reproduction(id, verdict, *, rows, seconds, source, reason=""):
     numbers = f"{sum(inside)} of {len(inside)} quantities within tolerance, in {seconds:.1f} s. Source: {source}."
     return Record(
         {"kind": "result", "id": id, "says": known["says"], "verdict": verdict, "numbers": numbers,
-         "rows": table, "reason": reason}
+         "rows": table, "reason": minus(reason)}
     )  # fmt: skip
 
 
@@ -136,6 +137,11 @@ def to_tolerance(value, tolerance):
     """A number to the second digit of its tolerance: what lies behind says nothing."""
     decimals = 4 if tolerance <= 0 else max(0, 1 - math.floor(math.log10(tolerance)))
     return f"{value:.{decimals}f}"
+
+
+def minus(text):
+    """The text with a minus sign, not a hyphen, before its negative numbers (and "1e-20" as it is)."""
+    return re.sub(r"(?<!\w)-(?=\.?\d)", "−", text)
 
 
 def glue(**numbers):
