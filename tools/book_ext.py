@@ -85,6 +85,23 @@ class TrueMinus(SphinxPostTransform):
                 node.children = [nodes.Text("−" + node.astext()[1:])]
 
 
+class KeepTogether(SphinxPostTransform):
+    """No line begins with the comma after a short formula: a browser may break there, and does."""
+
+    default_priority = 900
+    formats = ("html",)
+
+    def run(self, **_):
+        for formula in list(self.document.findall(nodes.math)):
+            after = formula.next_node(siblings=True, descend=False)
+            found = isinstance(after, nodes.Text) and re.match(r"[.,;:!?)’”]+", after.astext())
+            if found and len(formula.astext()) < 25:
+                after.parent.replace(after, nodes.Text(after.astext()[found.end() :]))
+                pair = nodes.inline(classes=["together"])
+                formula.replace_self(pair)
+                pair += [formula, nodes.Text(found.group())]
+
+
 class PlainNotebook(SphinxPostTransform):
     """What a notebook has no form for, in plain Markdown: boxes, foldable answers, code that is only shown."""
 
@@ -294,6 +311,7 @@ def setup(app):
         load_mime_renders().append(ExplorableRenderer)
     app.add_post_transform(FoldSolution)
     app.add_post_transform(TrueMinus)
+    app.add_post_transform(KeepTogether)
     app.add_post_transform(PlainNotebook)
     app.add_node(ledger_node)
     app.add_node(ledger_link)
