@@ -160,7 +160,7 @@ class ledger_link(nodes.Inline, nodes.Element):
     pass
 
 
-def table(head, rows):
+def table(head, rows, *classes):
     """A docutils table of strings and nodes."""
     group = nodes.tgroup(cols=len(head))
     group += [nodes.colspec(colwidth=1) for _ in head]
@@ -172,7 +172,7 @@ def table(head, rows):
                 row += nodes.entry("", nodes.paragraph("", "", inner))
             part += row
         group += part
-    return nodes.table("", group, classes=["ledger"])
+    return nodes.table("", group, classes=["ledger", *classes])
 
 
 def fill_ledgers(app, doctree, docname):
@@ -208,13 +208,13 @@ def fill_ledgers(app, doctree, docname):
 
 def claims(entries, where):
     rows = [[e["id"], e["says"], nodes.strong("", e["verdict"]), e["numbers"], where(e)] for e in entries]
-    return [table(["id", "people say", "verdict", "the numbers", "where"], rows)]
+    return [table(["id", "people say", "verdict", "the numbers", "where"], rows, "stacked")]
 
 
 def results(entries, where):
     """The verdicts in one table; then, for each result, its source, the reason, and its quantities to unfold."""
     rows = [[e["id"], e["says"], nodes.strong("", e["verdict"]), where(e)] for e in entries]
-    content = [table(["id", "result", "verdict", "where"], rows)]
+    content = [table(["id", "result", "verdict", "where"], rows, "stacked")]
     for e in entries:
         content.append(nodes.paragraph("", "", nodes.strong("", e["id"]), nodes.Text(f" {e['says']}. {e['numbers']}")))
         if e["reason"]:
