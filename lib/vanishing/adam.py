@@ -168,6 +168,8 @@ class Adam(_Optimizer):
 class AdamW(Adam):
     """Adam with decoupled weight decay: p *= 1 - rate weight_decay, then Adam's step without decay.
 
+    In torch's form; in the paper the decay is multiplied by a schedule, and not by the rate.
+
     Source: Loshchilov & Hutter (2019), algorithm 2.
     """
 
