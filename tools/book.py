@@ -101,8 +101,8 @@ def open_cache():
 def execute():
     """Run the pages whose code is not in the cache; stop with the page, cell and traceback of a failure."""
     # The cache keys on a page's own code: it cannot see that the library has changed. Nor does
-    # Sphinx see that its extension has, or the outputs in the cache.
-    for what, sources, stale in (("library", LIBRARY, [CACHE, *READ]), ("tools", ["tools"], READ)):
+    # Sphinx see that its extension has, the style sheet, or the outputs in the cache.
+    for what, sources, stale in (("library", LIBRARY, [CACHE, *READ]), ("tools", ["tools", "assets"], READ)):
         stamp, now = BUILD / f"{what}.sha256", digest(sources)
         if not stamp_is(stamp, now):
             for folder in stale:
