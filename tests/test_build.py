@@ -100,7 +100,7 @@ def test_builds_edits_failures_and_interruptions(scratch):
     (scratch / "lib" / "vanishing" / "probe.py").write_text("VALUE = 'second'\n")
     library = build(scratch)
     assert library.returncode == 0 and "chapters/one.md" in executed(library)
-    assert "one says second" in page(scratch, "one") and "first" not in page(scratch, "one")
+    assert "one says second" in page(scratch, "one") and "one says first" not in page(scratch, "one")
 
     # A page that fails: its name, the cell, the traceback, exit code 1, and the old site stays.
     write(scratch, "two", "x = 41\nassert x == 42, 'the answer'")

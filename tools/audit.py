@@ -2,7 +2,8 @@
 
 For each page, cold, from a local server that compresses as a static host does: bytes before an
 explorable comes near and with the first one, requests, layout shift, largest paint with the CPU
-slowed down four times, slider to paint, what axe finds. The tests hold the figures that do not depend on
+slowed down four times (above the limit: the median of three visits, for a machine is not always
+quiet), slider to paint, what axe finds. The tests hold the figures that do not depend on
 the machine to budgets. Before all that, the pages whose code takes long.
 """
 
@@ -24,6 +25,7 @@ import numpy as np
 
 SITE = Path(__file__).resolve().parent.parent / "_build" / "html"
 LIMITS = {"lesson": 10, "lab": 40, "exercises": 5}  # seconds to run a page's code on a quiet machine
+PAINT = 1000  # ms to the largest paint
 TYPES = {
     ".html": "text/html",
     ".css": "text/css",
@@ -219,11 +221,14 @@ def main():
     print(
         f"{'page':38s} {'kB':>6s} {'+ kB':>6s} {'asks':>5s} {'shift':>6s} {'paint':>7s} {'median':>7s} {'worst':>6s}  axe"
     )
-    print(f"{'wanted':38s} {350:6d} {330:6d} {'':5s} {0.05:6.2f} {1000:7d} {16.7:7.1f} {50:6d}  0")
+    print(f"{'wanted':38s} {350:6d} {330:6d} {'':5s} {0.05:6.2f} {PAINT:7d} {16.7:7.1f} {50:6d}  0")
     with sync_playwright() as play, serving() as server:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         for name in names:
-            cost = weigh(browser, server, name)
+            visits = [weigh(browser, server, name)]
+            if visits[0]["paint"] > PAINT:
+                visits += [weigh(browser, server, name) for _ in range(2)]
+            cost = sorted(visits, key=lambda visit: visit["paint"])[len(visits) // 2]
             page = browser.new_page()
             page.goto(server.url + name)
             times = sum(slide(page).values(), [])

@@ -305,7 +305,8 @@ def serve(port):
         try:
             build()
         except SystemExit as error:
-            print(f"{error}\nThe site is as it was before this change.", flush=True)
+            log = error.code if isinstance(error.code, str) else ""  # of a page that fails `execute` has told
+            print(f"{log}\nThe site is as it was before this change.", flush=True)
 
 
 def main():
