@@ -185,6 +185,7 @@ def test_an_explorable_keeps_its_promises(tab, server, name, chart):
                 break
         assert slider.input_value() != was
     figure.locator("button", has_text="Reset").click()
+    tab.evaluate("new Promise(done => setTimeout(done, 300))")  # the address follows, by the page's own clock
     before = tab.evaluate("location.hash")
     first = controls.first
     first.focus()

@@ -82,7 +82,7 @@ class TrueMinus(SphinxPostTransform):
     def run(self, **_):
         for node in self.document.findall(nodes.inline):
             if "pasted-text" in node["classes"] and node.astext().startswith("-"):
-                node.children = [nodes.Text("−" + node.astext()[1:])]
+                node.children = [nodes.Text(ledger.minus(node.astext()))]
 
 
 class KeepTogether(SphinxPostTransform):

@@ -171,4 +171,4 @@ def scientific(value, digits=2):
     if not exponent:  # inf, nan
         return mantissa
     superscript = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-    return f"{mantissa} × 10{str(int(exponent)).translate(superscript)}".replace("-", "−")
+    return f"{minus(mantissa)} × 10{str(int(exponent)).translate(superscript)}"
