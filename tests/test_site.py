@@ -7,11 +7,15 @@ from io import BytesIO
 from urllib.parse import unquote, urljoin, urlparse
 
 import pytest
+from docutils import nodes
+from docutils.frontend import get_default_settings
+from docutils.utils import new_document
 from fontTools.ttLib import TTFont
 from lxml import html
 
 import audit
 import book
+import book_ext
 from browser import in_browser, open_explorable
 
 PAGES = [page.relative_to(book.ROOT).with_suffix(".html").as_posix() for page in book.toc_pages()]
@@ -127,6 +131,28 @@ def test_no_line_begins_with_the_comma_after_a_short_formula(tab, server, chapte
         tab.set_viewport_size({"width": width, "height": 900})
         tab.goto(urljoin(server, f"chapters/{chapter}/lesson.html"))
         assert tab.evaluate(LINE_STARTS) == []
+
+
+def test_each_formula_keeps_its_own_comma():
+    """Two commas of one sentence are equal as texts; the one after a long formula is not taken for another."""
+    long = r"c = f \odot c_0 + i \odot a"
+    words = [
+        nodes.math("", long),
+        ", with ",
+        nodes.math("", "i"),
+        ", ",
+        nodes.math("", long),
+        ", ",
+        nodes.math("", "f"),
+        ", ",
+    ]
+    sentence = nodes.paragraph("", "", *(nodes.Text(w) if isinstance(w, str) else w for w in words))
+    document = new_document("page", get_default_settings())
+    document += sentence
+    text = sentence.astext()
+    book_ext.KeepTogether(document).run()
+    assert sentence.astext() == text
+    assert [pair.astext() for pair in sentence.findall(nodes.inline)] == ["i,", "f,"]
 
 
 @pytest.fixture(scope="module")

@@ -93,13 +93,12 @@ class KeepTogether(SphinxPostTransform):
 
     def run(self, **_):
         for formula in list(self.document.findall(nodes.math)):
-            after = formula.next_node(siblings=True, descend=False)
+            parent, at = formula.parent, formula.parent.index(formula)
+            after = parent[at + 1] if at + 1 < len(parent) else None
             found = isinstance(after, nodes.Text) and re.match(r"[.,;:!?)’”]+", after.astext())
-            if found and len(formula.astext()) < 25:
-                after.parent.replace(after, nodes.Text(after.astext()[found.end() :]))
-                pair = nodes.inline(classes=["together"])
-                formula.replace_self(pair)
-                pair += [formula, nodes.Text(found.group())]
+            if found and len(formula.astext()) < 25:  # by place: two texts ", " are equal
+                pair = nodes.inline("", "", formula, nodes.Text(found.group()), classes=["together"])
+                parent[at : at + 2] = [pair, nodes.Text(after.astext()[found.end() :])]
 
 
 class PlainNotebook(SphinxPostTransform):
@@ -197,7 +196,7 @@ def fill_ledgers(app, doctree, docname):
         still_open = [[id, item["says"], item["chapter"]] for id, item in known.items() if id not in found]
 
         def where(entry):
-            return place(entry, entry["page"].removeprefix("chapters/"))
+            return place(entry, entry["page"].removeprefix("chapters/").replace("/", ", "))
 
         content = claims(answered, where) if kind == "claims" else results(answered, where)
         if still_open:

@@ -115,7 +115,7 @@ def reproduction(id, verdict, *, rows, seconds, source, reason=""):
     table = [
         {
             "quantity": quantity,
-            "reference": minus(to_tolerance(published, tolerance)),
+            "reference": minus(short(to_tolerance(published, tolerance))),
             "ours": minus(to_tolerance(ours, tolerance)),
             "tolerance": f"{tolerance:.2g}",
             "within": "yes" if ok else "no",
@@ -135,8 +135,14 @@ def reproduction(id, verdict, *, rows, seconds, source, reason=""):
 
 def to_tolerance(value, tolerance):
     """A number to the second digit of its tolerance: what lies behind says nothing."""
-    decimals = 4 if tolerance <= 0 else max(0, 1 - math.floor(math.log10(tolerance)))
-    return f"{value:.{decimals}f}"
+    if tolerance <= 0:
+        return short(f"{value:.4f}")
+    return f"{value:.{max(0, 1 - math.floor(math.log10(tolerance)))}f}"
+
+
+def short(number):
+    """A decimal number without zeros at its end: 6.57 for 6.5700."""
+    return number.rstrip("0").rstrip(".") if "." in number else number
 
 
 def minus(text):
