@@ -45,6 +45,9 @@ FONTS = {
 }
 
 IDENTIFIER = re.compile(r"[A-Za-z_][\w-]*")
+STRING = re.compile(r"""("(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|`[^`]*`)""")
+# Overruled by book.css; for each element of a page the browser would look at all that stand before it.
+OVERRULED = re.compile(r"admonition-title\s*~\s*\*")
 
 
 def lighten(site):
@@ -54,15 +57,16 @@ def lighten(site):
     for text in pages.values():
         for value in re.findall(r"""(?:class|id)=["']([^"']+)["']""", text):
             words.update(value.split())
+        words.update(re.findall(r"<([a-z]\w*)", text))
         scripts = re.findall(r"<script[^>]*\ssrc=\"([^\"?]+)", text)
         words.update(f"script:{Path(name).name}" for name in scripts)
     for script in site.glob("_static/**/*.js"):  # a script may give an element any class that it names
         if f"script:{script.name}" in words:
-            words.update(IDENTIFIER.findall(script.read_text("utf-8")))
+            words.update(w for text in STRING.findall(script.read_text("utf-8")) for w in IDENTIFIER.findall(text))
 
     static = site / "_static"
     write(static / "icons.css", icons(THEME / "scripts" / "fontawesome.js", words))
-    for sheet in [*static.glob("*.css"), *static.glob("styles/*.css")]:
+    for sheet in static.rglob("*.css"):
         if sheet.name not in ("icons.css", "book.css"):
             write(sheet, purge(sheet.read_text("utf-8"), words))
     pages = with_one_sheet(pages, static)
@@ -183,11 +187,14 @@ def split(prelude):
 
 
 def may_match(selector, words):
-    """Whether every class and id that a selector asks for is somewhere; what is in :is() or :not() is no demand."""
+    """Whether every tag, class and id that a selector asks for is somewhere; what is in :is() or :not() is no demand."""
+    if OVERRULED.search(selector):
+        return False
     while (shorter := re.sub(r"\([^()]*\)", "", selector)) != selector:
         selector = shorter
     selector = re.sub(r"\[[^]]*\]", "", selector)
-    return all(name.replace("\\", "") in words for name in re.findall(r"[.#]((?:[\w-]|\\.)+)", selector))
+    names = re.findall(r"[.#]((?:[\w-]|\\.)+)", selector) + re.findall(r"(?:^|[\s>+~])([a-z]\w*)", selector)
+    return all(name.replace("\\", "") in words for name in names)
 
 
 def shrink(picture):
