@@ -46,8 +46,8 @@ FONTS = {
 
 IDENTIFIER = re.compile(r"[A-Za-z_][\w-]*")
 STRING = re.compile(r"""("(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|`[^`]*`)""")
-# Overruled by book.css; for each element of a page the browser would look at all that stand before it.
-OVERRULED = re.compile(r"admonition-title\s*~\s*\*")
+# Said by book.css in another way; for each element of a page the browser would look at all that stand before it.
+SLOW = re.compile(r"admonition-title\s*~\s*\*")
 
 
 def lighten(site):
@@ -188,7 +188,7 @@ def split(prelude):
 
 def may_match(selector, words):
     """Whether every tag, class and id that a selector asks for is somewhere; what is in :is() or :not() is no demand."""
-    if OVERRULED.search(selector):
+    if SLOW.search(selector):
         return False
     while (shorter := re.sub(r"\([^()]*\)", "", selector)) != selector:
         selector = shorter
