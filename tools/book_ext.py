@@ -196,7 +196,7 @@ def fill_ledgers(app, doctree, docname):
         still_open = [[id, item["says"], item["chapter"]] for id, item in known.items() if id not in found]
 
         def where(entry):
-            return place(entry, entry["page"].removeprefix("chapters/").replace("/", ", "))
+            return place(entry, entry["page"].removeprefix("chapters/").replace("/", " "))
 
         content = claims(answered, where) if kind == "claims" else results(answered, where)
         if still_open:
