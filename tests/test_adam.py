@@ -358,7 +358,7 @@ def test_the_explorable_of_surfaces_moves_and_is_right(tab, server):
         text = "loss at the end" if row["loss"] is not None else "the path has left"
         assert figure.locator("text", has_text=text).count() == 1
         tiles = drawn(tab, "surfaces", "a", "b", "value")
-        assert len(tiles) == 432
+        assert len(tiles) == 486
         a, b, value = (np.array([r[k] for r in tiles]) for k in ("a", "b", "value"))
         np.testing.assert_allclose(value, adam.surface(name, a, b, float(condition))[0], atol=1e-9)
     assert tab.errors == [] and tab.outside == []
