@@ -169,10 +169,9 @@ def test_axe_finds_nothing(tab, server, name):
     tab.goto(urljoin(server, name))
     audit.wake(tab)
     assert audit.axe(tab) == []
-    tab.emulate_media(color_scheme="dark")
-    tab.reload()
+    tab.evaluate("document.documentElement.dataset.theme = 'dark'")  # as the button above the page does
     tab.wait_for_timeout(300)  # until the colors have changed
-    assert audit.axe(tab, "color-contrast") == []
+    assert audit.axe(tab, colors_only=True) == []
 
 
 @in_another

@@ -170,18 +170,20 @@ FEWER_WORDS = """() => {
 }"""
 
 
-def axe(page, *rules):
-    """What axe finds against WCAG 2.2 AA and its best practices, or these rules only, as lines of text.
+def axe(page, colors_only=False):
+    """What axe finds against WCAG 2.2 AA and its best practices, or in the contrast of colors only, as lines of text.
 
-    The page's code loses most of its colors, as axe would look at each word for itself.
+    The page's code loses most of its colors, as axe would look at each word for itself, and in the second case the
+    page loses its formulas, which are colored as the text around them.
     """
     from axe_playwright_python.sync_playwright import Axe
 
     page.evaluate(FEWER_WORDS)
     options = {"resultTypes": ["violations"]}  # the rest would take half of the time
-    if rules:
-        options["runOnly"] = {"type": "rule", "values": rules}
-    formulas = {"exclude": [[".katex-html"]]}  # hidden from screen readers, which get MathML; colored as the text is
+    if colors_only:
+        options["runOnly"] = {"type": "rule", "values": ["color-contrast"]}
+        page.evaluate("() => document.querySelectorAll('.katex').forEach((formula) => formula.replaceWith('x'))")
+    formulas = {"exclude": [[".katex-html"]]}  # hidden from screen readers, which get MathML
     found = Axe().run(page, context=formulas, options=options).response["violations"]
     return [f"{v['id']} ({v['impact']}): {node['target']} {node['html'][:100]}" for v in found for node in v["nodes"]]
 
