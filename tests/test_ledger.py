@@ -79,3 +79,16 @@ def test_negative_numbers_have_a_minus_sign():
     record = ledger.reproduction("R1", "reproduced", rows=[("one", -1.0, -1.0, 0.1)], seconds=1, source="x")
     assert record.data["rows"][0]["ours"] == "−1.00"
     assert ledger.claim("C4", "holds", because={"yes": True}, numbers="got -2").data["numbers"] == "got −2"
+
+
+def test_a_reference_keeps_the_digits_that_its_source_has():
+    """27.15 is not cut to 27.1 because we ask for 4 around it; what a formula gives is; and no 1e+02."""
+    rows = [
+        ("paper", 27.15, 27.0, 4.0),
+        ("formula", 1 / 3, 0.33, 0.2234),
+        ("wide", 0.0, 9.0, 100.0),
+        ("fine", 1.0, 1.0, 1e-5),
+    ]
+    table = ledger.reproduction("R13", "reproduced", rows=rows, seconds=1, source="x").data["rows"]
+    assert [row["reference"] for row in table] == ["27.15", "0.33", "0", "1"]
+    assert [row["tolerance"] for row in table] == ["4", "0.22", "100", "1.0 × 10⁻⁵"]

@@ -115,9 +115,9 @@ def reproduction(id, verdict, *, rows, seconds, source, reason=""):
     table = [
         {
             "quantity": quantity,
-            "reference": minus(short(to_tolerance(published, tolerance))),
+            "reference": minus(as_stated(published, tolerance)),
             "ours": minus(to_tolerance(ours, tolerance)),
-            "tolerance": f"{tolerance:.2g}",
+            "tolerance": two_digits(tolerance),
             "within": "yes" if ok else "no",
         }
         for (quantity, published, ours, tolerance), ok in zip(rows, inside)
@@ -138,6 +138,18 @@ def to_tolerance(value, tolerance):
     if tolerance <= 0:
         return short(f"{value:.4f}")
     return f"{value:.{max(0, 1 - math.floor(math.log10(tolerance)))}f}"
+
+
+def as_stated(value, tolerance):
+    """A number that has few digits, with all of them; one that a formula gave, to the second digit of the tolerance."""
+    whole = f"{value:.10g}"
+    return whole if len(whole.lstrip("-0.")) <= 5 and "e" not in whole else short(to_tolerance(value, tolerance))
+
+
+def two_digits(value):
+    """0.22 for 0.2234, 100 for 100.0, 9.7 × 10⁻⁶ for 9.712e-6."""
+    text = f"{float(f'{value:.2g}'):g}"
+    return scientific(value) if "e" in text else text
 
 
 def short(number):
