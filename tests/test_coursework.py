@@ -414,7 +414,12 @@ def test_feedback_goes_back_under_the_names_of_what_came(graded):
 def test_limits_can_be_changed_when_grading(homework, tmp_path, sandbox):  # noqa: F811
     """What was stopped is said to the student and to the instructor, and tried again with more time."""
     (tmp_path / "class").mkdir()
-    slow = f"{RIGHT}\nquick = typical_factor\ndef typical_factor(f):\n    import time\n    time.sleep(1.2)\n    return quick(f)"
+    slow = f"""{RIGHT}
+quick, pause = typical_factor, [3]
+def typical_factor(f):  # the first call in a process: far above the limit, as a busy grader may hear of it late
+    import time
+    time.sleep(pause.pop() if pause else 0)
+    return quick(f)"""
     (tmp_path / "class" / "zoe.ipynb").write_text(notebook(slow))
 
     def points(**limits):
