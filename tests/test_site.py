@@ -16,6 +16,7 @@ from lxml import html
 import audit
 import book
 import book_ext
+import lighten
 from browser import in_browser, open_explorable
 
 PAGES = [page.relative_to(book.ROOT).with_suffix(".html").as_posix() for page in book.toc_pages()]
@@ -182,6 +183,52 @@ def test_a_page_is_light_and_stands_still(browser, host, name):
     assert cost["before"] - cost["near"] * cost["explorable"] <= 350_000
     assert cost["explorable"] <= 330_000
     assert cost["shift"] < 0.05
+
+
+@in_browser
+@pytest.mark.parametrize("page", ["lesson", "exercises"])
+def test_the_first_frame_holds_the_first_screen(tab, server, page):
+    """A browser waits for the text that fills a window and not for much more; what it leaves out of the first frames
+    moves nothing that is seen when it comes."""
+    tab.set_viewport_size({"width": 1200, "height": 900})
+    tab.goto(urljoin(server, f"chapters/softmax/{page}.html"))
+    assert 900 <= tab.evaluate("document.querySelector('#first-screen').getBoundingClientRect().top") < 1800
+    tab.wait_for_function("!document.documentElement.classList.contains('arriving')")
+    places = """(arriving) => {
+        document.documentElement.classList.toggle("arriving", arriving);
+        const tops = [...document.querySelectorAll("article *")].map((e) => e.getBoundingClientRect().top);
+        return [tops.filter((top) => top < 900), document.documentElement.scrollHeight];
+    }"""
+    (seen_early, height_early), (seen, height) = (tab.evaluate(places, early) for early in (True, False))
+    assert seen_early == seen and height_early != height
+
+
+@in_browser
+def test_a_place_further_down_is_found_and_kept(tab, server):
+    tab.goto(urljoin(server, "chapters/softmax/lesson.html#never-more-than-a-half"))
+    assert not tab.evaluate("document.documentElement.classList.contains('arriving')")
+    place = "document.querySelector('#never-more-than-a-half').getBoundingClientRect().top"
+    tab.wait_for_function(f"Math.abs({place}) < 100")
+    tab.wait_for_timeout(300)
+    assert abs(tab.evaluate(place)) < 100
+
+
+def test_every_icon_is_drawn(site):
+    icons = [
+        (path.name, icon)
+        for path in site.rglob("*.html")
+        if "_static" not in path.parts
+        for icon in html.parse(str(path)).xpath("//*[contains(@class, 'fa-solid') or contains(@class, 'fas ')]")
+    ]
+    assert len(icons) > 500
+    assert [
+        (page, icon.get("class")) for page, icon in icons if not icon.xpath("svg/path[string-length(@d) > 20]")
+    ] == []
+
+
+def test_an_icon_that_the_theme_lacks_is_named():
+    with pytest.raises(ValueError, match="fa-no-such-icon"):
+        lighten.with_icons('<i class="fa-solid fa-no-such-icon"></i>')
 
 
 EXPLORABLES = [

@@ -8,10 +8,10 @@ import hashlib
 import re
 import shutil
 from base64 import b64encode
+from functools import cache
 from html import unescape
 from io import BytesIO
 from pathlib import Path
-from urllib.parse import quote
 
 import pydata_sphinx_theme
 import tinycss2
@@ -46,6 +46,8 @@ FONTS = {
 
 IDENTIFIER = re.compile(r"[A-Za-z_][\w-]*")
 STRING = re.compile(r"""("(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|`[^`]*`)""")
+FIRST_SCREEN = 1500  # characters that a window of 1,200 by 900 pixels shows
+HIDDEN = re.compile(r"<math.*?</math>|<[^>]*>", re.DOTALL)  # of a formula, what is for screen readers
 # Said by book.css in another way; for each element of a page the browser would look at all that stand before it.
 SLOW = re.compile(r"admonition-title\s*~\s*\*")
 
@@ -65,9 +67,8 @@ def lighten(site):
             words.update(w for text in STRING.findall(script.read_text("utf-8")) for w in IDENTIFIER.findall(text))
 
     static = site / "_static"
-    write(static / "icons.css", icons(THEME / "scripts" / "fontawesome.js", words))
     for sheet in static.rglob("*.css"):
-        if sheet.name not in ("icons.css", "book.css"):
+        if sheet.name != "book.css":
             write(sheet, purge(sheet.read_text("utf-8"), words))
     pages = with_one_sheet(pages, static)
     for path in (path for pattern in UNUSED for path in list(static.glob(pattern))):
@@ -75,32 +76,12 @@ def lighten(site):
     for picture in site.glob("_images/*.png"):
         shrink(picture)
     for path, text in pages.items():
-        write(path, at_once(named(with_sizes(path, text))))
+        write(path, at_once(with_icons(named(with_sizes(path, text)))))
 
 
 def write(path, text):
     if not path.exists() or path.read_text("utf-8") != text:
         path.write_text(text, "utf-8")
-
-
-def icons(source, words):
-    """Style rules for the icons in use, as masks: they take the color of the text around them."""
-    drawings = source.read_text("utf-8")
-    rules = [
-        "/* Icons of Font Awesome Free (fontawesome.com), CC BY 4.0. */",
-        ".fa-solid, .fas { display: inline-block; width: 1em; height: 1em; vertical-align: -0.125em; "
-        "background: currentColor; -webkit-mask: var(--icon) center / contain no-repeat; "
-        "mask: var(--icon) center / contain no-repeat; }",
-        ".fa-lg { font-size: 1.25em; }",
-        ":is(.fa-solid, .fas)::before { content: none !important; }",
-    ]
-    for word in sorted(word for word in words if word.startswith("fa-")):
-        found = re.search(rf'(?<=[{{,])"?{word[3:]}"?:\[(\d+),(\d+),\[[^]]*\],"[^"]*","([^"]+)"\]', drawings)
-        if found:
-            width, height, path = found.groups()
-            svg = f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}'><path d='{path}'/></svg>"
-            rules.append(f'.{word} {{ --icon: url("data:image/svg+xml,{quote(svg, safe="/:= ")}"); }}')
-    return "\n".join(rules) + "\n"
 
 
 def with_one_sheet(pages, static):
@@ -222,6 +203,27 @@ def with_sizes(path, text):
     return re.sub(r"<img\b[^>]*>", image, text)
 
 
+def with_icons(text):
+    """Icons drawn in the page, in the color of the text around them: a picture in a style sheet costs a document each."""
+
+    def drawn(match):
+        start, name, end = match.groups()
+        return f"{start}{drawing(name)}{end}"
+
+    return re.sub(r'(<(?:i|span) class="[^"]*\bfa-(?!solid|lg)([\w-]+)[^>]*>)(</(?:i|span)>)', drawn, text)
+
+
+@cache
+def drawing(name):
+    """An icon of Font Awesome Free (fontawesome.com, CC BY 4.0) as SVG, from the theme's copy."""
+    drawings = (THEME / "scripts" / "fontawesome.js").read_text("utf-8")
+    found = re.search(rf'(?<=[{{,])"?{name}"?:\[(\d+),(\d+),\[[^]]*\],"[^"]*","([^"]+)"\]', drawings)
+    if not found:
+        raise ValueError(f"class fa-{name}: expected an icon of Font Awesome Free that the theme has")
+    width, height, path = found.groups()
+    return f'<svg viewBox="0 0 {width} {height}" aria-hidden="true"><path d="{path}"/></svg>'
+
+
 def named(text):
     """Names and roles, for those who do not see them, where the theme has none or a wrong one."""
     for old, new in (
@@ -239,15 +241,20 @@ def named(text):
 
 def at_once(text):
     """The first screen of text in the first frame: else a browser lays out the page's frame, and then all once more."""
-    if 'id="first-screen"' in text or "<h1>" not in text:
+    if 'id="first-screen"' in text or "<article" not in text:
         return text
-    head, article = text.split("<h1>", 1)
-    paragraphs = [match.end() for match in re.finditer("</p>", article)][:8]
-    if not paragraphs:
+    head, article = text.split("<article", 1)
+    read = end = 0
+    for paragraph in re.finditer(r".*?</p>", article, re.DOTALL):
+        read += len(" ".join(HIDDEN.sub("", paragraph.group()).split()))
+        end = paragraph.end()
+        if read >= FIRST_SCREEN:
+            break
+    if not end:
         return text
-    article = f'{article[: paragraphs[-1]]}<i id="first-screen"></i>{article[paragraphs[-1] :]}'
+    article = f'{article[:end]}<i id="first-screen"></i>{article[end:]}'
     wait = '<link rel="expect" href="#first-screen" blocking="render" />\n'
-    return f"{head.replace('<link', wait + '<link', 1)}<h1>{article}"
+    return f"{head.replace('<link', wait + '<link', 1)}<article{article}"
 
 
 if __name__ == "__main__":
