@@ -188,29 +188,25 @@ def test_a_page_is_light_and_stands_still(browser, host, name):
 @in_browser
 @pytest.mark.parametrize("page", ["lesson", "exercises"])
 def test_the_first_frame_holds_the_first_screen(tab, server, page):
-    """A browser waits for the text that fills a window and not for much more; what it leaves out of the first frames
-    moves nothing that is seen when it comes."""
+    """A browser waits for the text that fills a window and not for much more."""
     tab.set_viewport_size({"width": 1200, "height": 900})
     tab.goto(urljoin(server, f"chapters/softmax/{page}.html"))
     assert 900 <= tab.evaluate("document.querySelector('#first-screen').getBoundingClientRect().top") < 1800
-    tab.wait_for_function("!document.documentElement.classList.contains('arriving')")
-    places = """(arriving) => {
-        document.documentElement.classList.toggle("arriving", arriving);
-        const tops = [...document.querySelectorAll("article *")].map((e) => e.getBoundingClientRect().top);
-        return [tops.filter((top) => top < 900), document.documentElement.scrollHeight];
-    }"""
-    (seen_early, height_early), (seen, height) = (tab.evaluate(places, early) for early in (True, False))
-    assert seen_early == seen and height_early != height
 
 
-@in_browser
-def test_a_place_further_down_is_found_and_kept(tab, server):
-    tab.goto(urljoin(server, "chapters/softmax/lesson.html#never-more-than-a-half"))
-    assert not tab.evaluate("document.documentElement.classList.contains('arriving')")
-    place = "document.querySelector('#never-more-than-a-half').getBoundingClientRect().top"
-    tab.wait_for_function(f"Math.abs({place}) < 100")
-    tab.wait_for_timeout(300)
-    assert abs(tab.evaluate(place)) < 100
+def test_a_page_asks_for_one_script(site):
+    """Each one that comes would interrupt the first paint; and none of the pieces makes the others strict."""
+    for path in site.glob("chapters/*/*.html"):
+        addresses = html.parse(str(path)).xpath("//script/@src")
+        assert [urlparse(a).path.rsplit("/", 1)[-1] for a in addresses] == ["site.js"], path
+    assert (site / "_static" / "site.js").read_text("utf-8").startswith(";")
+
+
+def test_pages_with_different_scripts_are_refused(tmp_path):
+    script = '<script defer="defer" src="_static/{}.js?v=1"></script>'
+    pages = {name: script.format("a") + script.format(name) for name in ("b", "c")}
+    with pytest.raises(ValueError, match="expected the same on each page"):
+        lighten.with_one_script(pages, tmp_path)
 
 
 def test_every_icon_is_drawn(site):

@@ -22,6 +22,8 @@ THEME = Path(pydata_sphinx_theme.__file__).parent / "theme" / "pydata_sphinx_the
 UNUSED = ["scripts/fontawesome.js*", "scripts/bootstrap.js*", "vendor", "locales", "**/*.map", "images"]
 
 SHEET = re.compile(r'<link\b[^>]*\srel="stylesheet"[^>]*>\s*')
+SCRIPT = re.compile(r'<script defer(?:="defer")? src="([^"]*_static/)([^"?]+)[^"]*"></script>\s*')
+OPTIONS = re.compile(r'<script src="[^"]*_static/(documentation_options\.js)[^"]*"></script>\s*')
 # Fonts of formulas, and the classes of the text that they set; the first sets whatever has no font of its own.
 FONTS = {
     "Main-Regular": {
@@ -70,7 +72,7 @@ def lighten(site):
     for sheet in static.rglob("*.css"):
         if sheet.name != "book.css":
             write(sheet, purge(sheet.read_text("utf-8"), words))
-    pages = with_one_sheet(pages, static)
+    pages = with_one_script(with_one_sheet(pages, static), static)
     for path in (path for pattern in UNUSED for path in list(static.glob(pattern))):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for picture in site.glob("_images/*.png"):
@@ -103,6 +105,31 @@ def with_one_sheet(pages, static):
         first = SHEET.search(text).start()
         text = SHEET.sub("", text)
         return f'{text[:first]}<link rel="stylesheet" href="{addresses[path][0][0]}{name}" />\n{text[first:]}'
+
+    return {path: joined(path, text) for path, text in pages.items()}
+
+
+def with_one_script(pages, static):
+    """The pages with one deferred script in place of many: each that comes would interrupt the first paint."""
+    addresses = {path: SCRIPT.findall(text) for path, text in pages.items()}
+    fresh = [[name for _, name in found] for found in addresses.values() if len(found) > 1]
+    if not fresh:
+        return pages
+    if any(names != fresh[0] for names in fresh):
+        raise ValueError(f"scripts: expected the same on each page, got {sorted({tuple(names) for names in fresh})}")
+    # After a semicolon the first one's "use strict" is that script's no more, and so nobody's.
+    js = "".join(f";\n{(static / name).read_text('utf-8')}\n" for name in fresh[0])
+    write(static / "site.js", js)
+    name = f"site.js?v={hashlib.sha256(js.encode()).hexdigest()[:8]}"
+
+    def joined(path, text):
+        if len(addresses[path]) < 2:
+            return text
+        first = SCRIPT.search(text).start()
+        text = (
+            f'{text[:first]}<script defer src="{addresses[path][0][0]}{name}"></script>\n{SCRIPT.sub("", text[first:])}'
+        )
+        return OPTIONS.sub(lambda match: f"<script>{(static / match[1]).read_text('utf-8')}</script>\n", text)
 
     return {path: joined(path, text) for path, text in pages.items()}
 
