@@ -86,7 +86,7 @@ class TrueMinus(SphinxPostTransform):
 
 
 class KeepTogether(SphinxPostTransform):
-    """No line begins with the comma after a short formula: a browser may break there, and does."""
+    """No line begins with the comma after a formula: a browser may break there, and does."""
 
     default_priority = 900
     formats = ("html",)
@@ -96,8 +96,9 @@ class KeepTogether(SphinxPostTransform):
             parent, at = formula.parent, formula.parent.index(formula)
             after = parent[at + 1] if at + 1 < len(parent) else None
             found = isinstance(after, nodes.Text) and re.match(r"[.,;:!?)’”]+", after.astext())
-            if found and len(formula.astext()) < 25:  # by place: two texts ", " are equal
-                pair = nodes.inline("", "", formula, nodes.Text(found.group()), classes=["together"])
+            if found:  # by place: two texts ", " are equal
+                classes = ["together", "long"] if len(formula.astext()) >= 25 else ["together"]
+                pair = nodes.inline("", "", formula, nodes.Text(found.group()), classes=classes)
                 parent[at : at + 2] = [pair, nodes.Text(after.astext()[found.end() :])]
 
 
