@@ -50,6 +50,7 @@ IDENTIFIER = re.compile(r"[A-Za-z_][\w-]*")
 STRING = re.compile(r"""("(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|`[^`]*`)""")
 FIRST_SCREEN = 1500  # characters that a window of 1,200 by 900 pixels shows
 HIDDEN = re.compile(r"<math.*?</math>|<[^>]*>", re.DOTALL)  # of a formula, what is for screen readers
+LONG_NAME = re.compile(r'<span class="pre">(?=[^<]{28})')  # code in a sentence that may fill a narrow window
 # Said by book.css in another way; for each element of a page the browser would look at all that stand before it.
 SLOW = re.compile(r"admonition-title\s*~\s*\*")
 
@@ -78,7 +79,8 @@ def lighten(site):
     for picture in site.glob("_images/*.png"):
         shrink(picture)
     for path, text in pages.items():
-        write(path, at_once(with_icons(named(with_sizes(path, text)))))
+        text = LONG_NAME.sub('<span class="pre long">', with_sizes(path, text))
+        write(path, at_once(with_icons(named(text))))
 
 
 def write(path, text):
