@@ -205,6 +205,39 @@ def test_a_page_asks_for_one_script(site):
     assert (site / "_static" / "site.js").read_text("utf-8").startswith(";")
 
 
+@in_browser
+def test_search_finds_and_the_buttons_of_a_page_work(browser, server):
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page, errors = context.new_page(), []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(urljoin(server, "chapters/softmax/lesson.html"))
+    page.keyboard.press("Control+k")
+    page.locator("#pst-search-dialog input").fill("clipping")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/search.html?q=clipping")
+    page.locator("#search-results li a[href*='chapters/clipping/']").first.click()
+    page.wait_for_url("**/chapters/clipping/*.html*")
+    code = page.locator("div.highlight >> visible=true").first
+    code.hover()
+    code.locator("xpath=..").locator("button.copybtn").click()
+    assert page.evaluate("navigator.clipboard.readText()").strip() == code.inner_text().strip()
+    page.locator(".theme-switch-button >> visible=true").first.click()
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    page.set_viewport_size({"width": 360, "height": 800})
+    for button, dialog in (
+        ("primary-toggle", "primary-sidebar-modal"),
+        ("secondary-toggle", "secondary-sidebar-modal"),
+    ):
+        page.locator(f".{button} >> visible=true").click()
+        page.locator(f"#pst-{dialog} a >> visible=true").first.wait_for()
+        page.keyboard.press("Escape")
+    page.locator(".search-button >> visible=true").click()
+    page.locator("#pst-search-dialog input").wait_for()
+    assert errors == []
+    context.close()
+
+
 def test_pages_with_different_scripts_are_refused(tmp_path):
     script = '<script defer="defer" src="_static/{}.js?v=1"></script>'
     pages = {name: script.format("a") + script.format(name) for name in ("b", "c")}

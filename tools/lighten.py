@@ -131,7 +131,10 @@ def with_one_script(pages, static):
         text = (
             f'{text[:first]}<script defer src="{addresses[path][0][0]}{name}"></script>\n{SCRIPT.sub("", text[first:])}'
         )
-        return OPTIONS.sub(lambda match: f"<script>{(static / match[1]).read_text('utf-8')}</script>\n", text)
+        text = OPTIONS.sub(lambda match: f"<script>{(static / match[1]).read_text('utf-8')}</script>\n", text)
+        return re.sub(
+            r'<script src="([^"]+)">', r'<script src="\1" defer>', text
+        )  # the search's, which need the others
 
     return {path: joined(path, text) for path, text in pages.items()}
 
