@@ -11,6 +11,7 @@ from base64 import b64encode
 from functools import cache
 from html import unescape
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 
 import pydata_sphinx_theme
@@ -277,7 +278,7 @@ def at_once(text):
         return text
     head, article = text.split("<article", 1)
     read = end = 0
-    for paragraph in re.finditer(r".*?</p>", article, re.DOTALL):
+    for paragraph in islice(re.finditer(r".*?</p>", article, re.DOTALL), 8):  # in a table, each cell has one
         read += len(" ".join(HIDDEN.sub("", paragraph.group()).split()))
         end = paragraph.end()
         if read >= FIRST_SCREEN:
